@@ -22,7 +22,7 @@
 //! 4. A server goes back to its pool only when no reply is pending, its status is idle, no cancel is in flight and
 //!    every effect of the session is undone. In doubt it is closed.
 //! 5. After startup only the relay moves bytes; bodies it need not read are passed on unread and uncopied.
-//! 6. Every queue, map, cache, buffer and wait has a limit; those that an operator may change have a name in `config/mod.rs`.
+//! 6. Every queue, map, cache, buffer and wait has a limit; those that an operator may change have a name in `config/settings.rs`.
 //! 7. Nothing a client sends reaches a lookup, provisioning or master connection except as a bound parameter.
 //! 8. Input from a network, from either side, never panics and never grows memory without bound: every byte that a client
 //!    makes the proxy keep is counted against a limit of its session, its tenant and the process.

@@ -192,7 +192,7 @@ async fn adoption(admin: &Admin, master: Master) {
     }
 
     // The tenant goes; the data stays, what the tenant made included.
-    let dropped = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+    let dropped = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
     assert!(!dropped.database_dropped);
     assert!(own.try_run("SELECT 1").await.is_err(), "its sessions have ended");
     let kept = admin.superuser("acme_production").await;
@@ -228,7 +228,7 @@ async fn killed_after_any_step_adopting_gives_back_what_it_took() {
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(adopt(&dying, &adopt_acme()).await) }).await;
 
-        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
 
         let after = admin.remains().await;
         assert_eq!(in_any_order(&after), in_any_order(&before), "killed after {step}");

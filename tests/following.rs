@@ -209,7 +209,7 @@ async fn arrives_once_after(steps: &[&str]) {
         let open = "SELECT (SELECT count(*) FROM pglobby.operations WHERE status IN ('running', 'failed'))
                          + (SELECT count(*) FROM pglobby.tenants WHERE fenced)";
         assert_eq!(central.ask(open).await, "0", "killed after {step}");
-        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
     }
 }
 
@@ -226,7 +226,7 @@ async fn a_tenant_whose_move_died_is_dropped_with_all_that_replicated_it() {
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(move_to(&dying, "west").await) }).await;
 
-        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
 
         assert_eq!(
             inventory(&admin.installation.cluster).await + &inventory(&west).await,
@@ -289,7 +289,7 @@ async fn a_schema_that_changes_meanwhile_is_dumped_instead() {
         assert_eq!(west.client("acme").await.ask(question).await, answer, "{change}");
         assert_eq!(inventory(&west).await, "acme acme_ro acme_rw", "{change}");
         assert_eq!(inventory(&admin.installation.cluster).await, "", "{change}");
-        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
     }
 }
 
@@ -313,7 +313,7 @@ async fn what_replication_would_lose_is_dumped_and_the_reason_is_told() {
         let told = moved.dumped_because.unwrap_or_default();
         assert!(told.contains(why), "{content}: {told}");
         assert_eq!(inventory(&west).await, "acme acme_ro acme_rw", "{content}");
-        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
     }
 }
 

@@ -16,7 +16,7 @@ use pglobby::control_path::{
     onboarding::{
         adopt::{AdoptTenant, adopt, complete_grants},
         create::{CreateTenant, create},
-        drop::{DropDatabase, drop_tenant, drop_tenant_keeping},
+        drop::{DropDatabase, drop_tenant},
         move_tenant::{MoveTenant, Moved, move_tenant},
         rename::rename,
         rotate::rotate,
@@ -100,8 +100,8 @@ async fn a_life_among_traps(cluster: Builder, final_dump: bool) {
     assert_harmless(cluster, &ours, "rename").await;
     let folder = tempfile::tempdir().unwrap();
     let file = final_dump.then(|| folder.path().join("acme.dump"));
-    drop_tenant_keeping(&admin.actor, "acme2", DropDatabase::IfOurs, file.as_deref()).await.unwrap();
-    drop_tenant(&admin.actor, "globex", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "acme2", DropDatabase::IfOurs, file.as_deref()).await.unwrap();
+    drop_tenant(&admin.actor, "globex", DropDatabase::IfOurs, None).await.unwrap();
     assert_harmless(cluster, &ours, "drop --final-dump").await;
 }
 
@@ -206,7 +206,7 @@ async fn an_adopted_database_full_of_traps_is_opened_and_given_back_and_none_run
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("acme.dump");
     let file = std::env::var("PGLOBBY_TEST_POSTGRES").is_err().then_some(file.as_path());
-    drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, file).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, file).await.unwrap();
     assert_harmless(cluster, &ours, "drop").await;
 }
 
@@ -227,8 +227,8 @@ async fn what_a_tenant_leaves_behind_is_never_a_superusers() {
     admin.login("globex_rw", "globex").await.unwrap().run(hostile::TRAPS).await;
     superuser.run("ALTER DATABASE globex RENAME TO hidden").await;
 
-    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
-    drop_tenant(&admin.actor, "globex", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
+    drop_tenant(&admin.actor, "globex", DropDatabase::IfOurs, None).await.unwrap();
 
     for (database, role) in [("acme", "acme_rw"), ("hidden", "globex_rw")] {
         let inside = admin.superuser(database).await;
@@ -375,7 +375,7 @@ async fn a_master_that_is_no_superuser_leads_a_tenant_through_its_life() {
     let unforced = "BEGIN READ WRITE; ALTER TABLE public.guarded NO FORCE ROW LEVEL SECURITY; COMMIT";
     assert!(asked(&admin, unforced).await);
     create(&admin.actor, &CreateTenant { template: Some("acme".into()), ..tenant("globex") }).await.unwrap();
-    drop_tenant(&admin.actor, "globex", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "globex", DropDatabase::IfOurs, None).await.unwrap();
     let moved = move_to_west(&admin.actor).await.unwrap();
     assert_eq!(moved.copied_by, "dump");
     rotate(&admin.actor, "acme").await.unwrap();
@@ -384,7 +384,7 @@ async fn a_master_that_is_no_superuser_leads_a_tenant_through_its_life() {
     assert!(report.findings.iter().all(|finding| finding.tenant.is_none()), "{:#?}", report.findings);
     assert_harmless(&west, &OURS, "a life").await;
     assert_harmless(&admin.installation.cluster, &OURS, "a life").await;
-    drop_tenant(&admin.actor, "acme2", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "acme2", DropDatabase::IfOurs, None).await.unwrap();
     assert_eq!(
         west.client("postgres").await.ask("SELECT count(*) FROM pg_roles WHERE rolname ~ 'acme'").await,
         "0"

@@ -168,7 +168,7 @@ async fn a_tenant_whose_move_died_can_be_dropped() {
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(move_to(&dying, "west").await) }).await;
 
-        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
 
         assert_eq!(
             inventory(&admin.installation.cluster).await + &inventory(&west).await,
@@ -191,8 +191,8 @@ async fn a_tenant_whose_move_died_with_its_host_can_be_dropped() {
         killer.kill(async { drop(move_to(&dying, "west").await) }).await;
         west.stop();
 
-        let refused = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap_err();
-        drop_tenant(&admin.actor, "acme", DropDatabase::Left).await.unwrap();
+        let refused = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap_err();
+        drop_tenant(&admin.actor, "acme", DropDatabase::Left, None).await.unwrap();
 
         assert!(matches!(refused, AdminError::Refused(_) | AdminError::Connect { .. }), "{refused}");
         let central = admin.superuser("central").await;

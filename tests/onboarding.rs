@@ -118,8 +118,8 @@ async fn odd_names_are_only_names() {
     let longest = "x".repeat(63);
     let made = create(&admin.actor, &tenant(&longest)).await.unwrap();
     assert_eq!(made.database, longest);
-    drop_tenant(&admin.actor, r#"a"b'c.d; DROP ROLE x --\ 日本"#, DropDatabase::IfOurs).await.unwrap();
-    drop_tenant(&admin.actor, &longest, DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, r#"a"b'c.d; DROP ROLE x --\ 日本"#, DropDatabase::IfOurs, None).await.unwrap();
+    drop_tenant(&admin.actor, &longest, DropDatabase::IfOurs, None).await.unwrap();
 }
 
 #[tokio::test]
@@ -174,7 +174,7 @@ async fn what_was_there_before_is_never_taken_nor_touched() {
     assert!(matches!(&initech, AdminError::Exists(words) if words.contains("adopt")), "{initech}");
     assert_eq!(superuser.ask("SELECT count(*) FROM pg_database WHERE datname = 'initech'").await, "1");
     for name in ["acme", "globex"] {
-        drop_tenant(&admin.actor, name, DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, name, DropDatabase::IfOurs, None).await.unwrap();
     }
     let left = superuser
         .ask("SELECT string_agg(rolname, ' ' ORDER BY rolname) FROM pg_roles WHERE rolname ~ '_r[wo]$'");
@@ -201,7 +201,7 @@ async fn killed_after_any_step_creating_starts_again_and_leaves_nothing_over() {
                 "active" => assert!(matches!(again, Err(AdminError::Exists(_))), "{again:?}"),
                 _ => assert_eq!(again.unwrap().username, "acme_rw", "killed after {step}"),
             }
-            drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+            drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
             admin
                 .superuser("central")
                 .await
@@ -221,7 +221,7 @@ async fn a_tenant_that_died_while_being_made_can_be_dropped_instead() {
     dying.progress = Some(killer.clone());
     killer.kill(async { drop(create(&dying, &tenant("acme")).await) }).await;
 
-    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
 
     assert_eq!(admin.remains().await, before);
 }
@@ -235,12 +235,12 @@ async fn killed_after_any_step_dropping_goes_on() {
         let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
-        killer.kill(async { drop(drop_tenant(&dying, "acme", DropDatabase::IfOurs).await) }).await;
+        killer.kill(async { drop(drop_tenant(&dying, "acme", DropDatabase::IfOurs, None).await) }).await;
         if step != "dropped" {
             assert_eq!(tenants::show(&admin.actor, "acme").await.unwrap().status, "dropping");
             let refused = create(&admin.actor, &tenant("acme")).await.expect_err("not yet");
             assert!(refused.to_string().contains("tenant drop"), "{refused}");
-            drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+            drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
         }
         assert_eq!(tenants::show(&admin.actor, "acme").await.unwrap().status, "dropped");
         admin.superuser("central").await.run("DELETE FROM pglobby.tenants").await;
@@ -256,11 +256,11 @@ async fn dropping_ends_sessions_and_spares_a_database_made_by_that_name_since() 
     let mut dying = admin.another_actor();
     let killer = StopAfter::step("database");
     dying.progress = Some(killer.clone());
-    killer.kill(async { drop(drop_tenant(&dying, "acme", DropDatabase::IfOurs).await) }).await;
+    killer.kill(async { drop(drop_tenant(&dying, "acme", DropDatabase::IfOurs, None).await) }).await;
     assert!(session.try_run("SELECT 1").await.is_err(), "the session has ended");
     admin.superuser("postgres").await.run("CREATE DATABASE acme").await;
 
-    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
 
     admin.superuser("acme").await.run("SELECT 1").await;
 }
@@ -272,7 +272,8 @@ async fn a_lesser_master_waits_for_a_superusers_session_to_leave() {
     create(&admin.actor, &tenant("acme")).await.unwrap();
     let monitoring = admin.superuser("acme").await;
     let (operator, observer) = (admin.another_actor(), admin.superuser("postgres").await);
-    let dropping = tokio::spawn(async move { drop_tenant(&operator, "acme", DropDatabase::IfOurs).await });
+    let dropping =
+        tokio::spawn(async move { drop_tenant(&operator, "acme", DropDatabase::IfOurs, None).await });
     let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE query = 'DROP DATABASE \"acme\"' AND state = 'active'";
     while observer.ask(waiting).await == "f" {}
 
@@ -330,7 +331,7 @@ async fn the_steps_of_a_tenant_are_recorded_and_audited() {
     let steps = Arc::new(Steps::default());
     operator.progress = Some(steps.clone());
     create(&operator, &tenant("acme")).await.unwrap();
-    drop_tenant(&operator, "acme", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&operator, "acme", DropDatabase::IfOurs, None).await.unwrap();
 
     let created = ["begun", "roles", "database", "closed", "owned", "granted", "verified", "active"];
     let dropped = ["fenced", "ended", "found", "database", "roles", "dropped"];

@@ -105,7 +105,7 @@ async fn a_tenant_whose_rotation_died_can_be_dropped() {
     dying.progress = Some(killer.clone());
     killer.kill(async { drop(rotate(&dying, "acme").await) }).await;
 
-    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
 
     admin.superuser("central").await.run("DELETE FROM pglobby.tenants").await;
     assert_eq!(admin.remains().await, before);
@@ -273,7 +273,7 @@ async fn keys_may_be_rotated_and_retired_while_a_tenant_is_made() {
     hold.go_on.notify_one();
     making.await.unwrap().unwrap();
     assert_row_lets_in(&admin, "acme").await;
-    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
 }
 
 /// The host's passwords change a moment before the row's. Servers opened in between with the old ones were refused, and

@@ -324,7 +324,7 @@ async fn a_database_that_its_tenant_calls_a_template_is_dropped_all_the_same() {
         let owner = admin.login(&made.username, &made.database).await.unwrap();
         owner.run("ALTER DATABASE acme IS_TEMPLATE true").await;
         owner.leave().await;
-        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
         assert_eq!(
             admin.remains().await.replace("acme dropped", "").trim_end(),
             before.trim_end(),

@@ -11,7 +11,7 @@ use pglobby::{
         admin::tenants,
         onboarding::{
             create::create,
-            drop::{DropDatabase, drop_tenant_keeping},
+            drop::{DropDatabase, drop_tenant},
         },
     },
     local_postgres::binaries::PostgresBinaries,
@@ -195,7 +195,7 @@ async fn a_final_dump_that_cannot_be_made_leaves_the_tenant_open() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("acme.dump");
 
-    let dropped = drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, Some(&file)).await;
+    let dropped = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, Some(&file)).await;
 
     let central = admin.superuser("central").await;
     let status = central.ask("SELECT status FROM pglobby.tenants").await;
@@ -219,10 +219,10 @@ async fn a_final_dump_holds_everything_and_a_run_that_died_goes_on() {
         let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
-        let dropping = drop_tenant_keeping(&dying, "ac'me=1", DropDatabase::IfOurs, Some(&file));
+        let dropping = drop_tenant(&dying, "ac'me=1", DropDatabase::IfOurs, Some(&file));
         killer.kill(async { drop(dropping.await) }).await;
 
-        let again = drop_tenant_keeping(&admin.another_actor(), "ac'me=1", DropDatabase::IfOurs, None).await;
+        let again = drop_tenant(&admin.another_actor(), "ac'me=1", DropDatabase::IfOurs, None).await;
 
         assert!(again.unwrap().database_dropped, "killed after {step}");
         assert_eq!(restored(&admin, &file, "SELECT count(*) FROM t").await, "3", "killed after {step}");
@@ -246,9 +246,9 @@ async fn without_its_final_dump_nothing_is_dropped() {
     let file = admin.installation.folder.path().join("precious");
     fs::write(&file, "mine").unwrap();
 
-    let exists = drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, Some(&file)).await;
+    let exists = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, Some(&file)).await;
     let nowhere = admin.installation.folder.path().join("no/such/folder/dump");
-    let no_folder = drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, Some(&nowhere)).await;
+    let no_folder = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, Some(&nowhere)).await;
 
     assert!(exists.unwrap_err().to_string().contains("exists already"));
     assert!(no_folder.unwrap_err().to_string().contains("there is no folder"));
@@ -261,15 +261,13 @@ async fn without_its_final_dump_nothing_is_dropped() {
     let mut dying = admin.another_actor();
     let killer = StopAfter::step("fenced");
     dying.progress = Some(killer.clone());
-    killer
-        .kill(async { drop(drop_tenant_keeping(&dying, "acme", DropDatabase::IfOurs, Some(&taken)).await) })
-        .await;
+    killer.kill(async { drop(drop_tenant(&dying, "acme", DropDatabase::IfOurs, Some(&taken)).await) }).await;
     fs::write(&taken, "somebody else's").unwrap();
-    let in_the_way = drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, None).await;
+    let in_the_way = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await;
     assert!(in_the_way.unwrap_err().to_string().contains("exists already"));
     assert_eq!(admin.superuser("acme").await.ask("SELECT count(*) FROM t").await, "0");
     let other = admin.installation.folder.path().join("other.dump");
-    drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, Some(&other)).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, Some(&other)).await.unwrap();
     assert_eq!(restored(&admin, &other, "SELECT count(*) FROM t").await, "0");
 }
 

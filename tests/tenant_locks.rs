@@ -10,7 +10,7 @@ use pglobby::control_path::{
     admin::tenants,
     onboarding::{
         create::create,
-        drop::{DropDatabase, drop_tenant, drop_tenant_keeping},
+        drop::{DropDatabase, drop_tenant},
         move_tenant::{MoveTenant, move_tenant},
         rotate::rotate,
     },
@@ -87,7 +87,7 @@ async fn a_tenant_with_prepared_transactions_is_dropped_with_a_last_copy() {
     let file = folder.path().join("acme.dump");
     let file = std::env::var("PGLOBBY_TEST_POSTGRES").is_err().then_some(file.as_path());
 
-    drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, file).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, file).await.unwrap();
 
     assert_eq!(prepared(&admin).await, "0");
     assert!(!admin.remains().await.contains("acme_rw"));
@@ -106,7 +106,7 @@ async fn a_neighbour_cannot_keep_a_tenant_from_being_dropped() {
     let limit = "DO $$BEGIN EXECUTE 'ALTER DATABASE acme CONNECTION LIMIT 0'; END$$";
     admin.login("acme_rw", "acme").await.unwrap().run(limit).await;
 
-    drop_tenant(&admin.actor, "globex", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "globex", DropDatabase::IfOurs, None).await.unwrap();
 
     assert!(!admin.remains().await.contains("globex_rw"));
 }

@@ -20,9 +20,6 @@ pub async fn actor(globals: &Globals) -> Result<Actor, Failure> {
 }
 
 /// The same with a configuration that is loaded already.
-///
-/// # Errors
-/// As for [`actor`].
 pub async fn actor_with(config: &Config) -> Result<Actor, Failure> {
     let keyring = ReloadableKeyring::load(config)?;
     let central = Central::open(config)?;

@@ -18,18 +18,12 @@ use crate::{
 };
 
 /// Runs a command as the user at this command line, and prints the result.
-///
-/// # Errors
-/// [`Failure`], in one line.
 pub async fn run(globals: &Globals, command: AdminCommand, json: bool) -> Result<(), Failure> {
     let config = globals.load_config()?;
     run_as(actor_with(&config).await?, &config, command, json).await
 }
 
 /// The same with an actor that is open already.
-///
-/// # Errors
-/// [`Failure`], in one line.
 pub async fn run_as(
     mut actor: Actor,
     config: &Config,

@@ -9,7 +9,7 @@ use crate::{
     cli::{
         Failure, Globals,
         actor::actor,
-        output,
+        output::{self, Json},
         table::{self, answer},
     },
     control_path::{
@@ -29,7 +29,9 @@ pub struct ApiKeyCommand {
 #[derive(Debug, Subcommand)]
 enum Action {
     Create(Create),
-    List(List),
+    /// List keys, including revoked and expired ones
+    #[command(after_help = "Example:\n  pglobby api-key list --json")]
+    List(Json),
     Revoke(Revoke),
 }
 
@@ -50,15 +52,6 @@ struct Create {
     json: bool,
 }
 
-/// List keys, including revoked and expired ones
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby api-key list --json")]
-struct List {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// Revoke a key; requests with it are refused from now on
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby api-key revoke deploy")]
@@ -72,9 +65,6 @@ struct Revoke {
 
 impl ApiKeyCommand {
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let actor = actor(globals).await?;
         match self.action {

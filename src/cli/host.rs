@@ -9,7 +9,9 @@ use crate::{
     cli::{
         Failure, Globals,
         actor::actor,
-        admin_command, output, secrets,
+        admin_command,
+        output::{self, Json},
+        secrets,
         table::{self, answer},
         tenant::key_and_value,
     },
@@ -38,7 +40,9 @@ pub struct HostCommand {
 #[derive(Debug, Subcommand)]
 enum Action {
     Add(Add),
-    List(List),
+    /// List hosts
+    #[command(after_help = "Example:\n  pglobby host list --json")]
+    List(Json),
     Set(Set),
     Remove(Remove),
 }
@@ -92,15 +96,6 @@ struct Add {
     json: bool,
 }
 
-/// List hosts
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby host list --json")]
-struct List {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// Change settings of a host, after a test that pglobby can connect with them
 #[derive(Debug, Args)]
 #[command(
@@ -144,13 +139,10 @@ struct Remove {
 
 impl HostCommand {
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         match self.action {
             Action::Add(command) => command.run(globals).await,
-            Action::List(List { json }) => list(globals, json).await,
+            Action::List(Json { json }) => list(globals, json).await,
             Action::Set(command) => command.run(globals).await,
             Action::Remove(Remove { name, json }) => {
                 admin_command::run(globals, AdminCommand::RemoveHost { name }, json).await

@@ -22,9 +22,6 @@ pub struct Init {
 
 impl Init {
     /// Runs the command and prints what it did.
-    ///
-    /// # Errors
-    /// What is missing, and how to supply it.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let config = globals.load_config()?;
         let report = init(&config).await?;

@@ -9,7 +9,8 @@ use crate::{
     cli::{
         Failure, Globals,
         actor::actor,
-        admin_command, output,
+        admin_command,
+        output::{self, Json},
         table::{self, answer},
     },
     control_path::{admin::commands::AdminCommand, secrets::key_rotation},
@@ -25,29 +26,15 @@ pub struct KeyCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    Generate(Generate),
-    List(List),
+    /// Add a key to the key ring; new credentials are sealed with it
+    ///
+    /// With several nodes: generate, copy the key ring to every node, reload them (SIGHUP), then rotate.
+    #[command(after_help = "Example:\n  pglobby key generate")]
+    Generate(Json),
+    /// List keys, with the number of credentials that each has sealed
+    #[command(after_help = "Example:\n  pglobby key list --json")]
+    List(Json),
     Rotate(Rotate),
-}
-
-/// Add a key to the key ring; new credentials are sealed with it
-///
-/// With several nodes: generate, copy the key ring to every node, reload them (SIGHUP), then rotate.
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby key generate")]
-struct Generate {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// List keys, with the number of credentials that each has sealed
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby key list --json")]
-struct List {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 /// Seal all stored credentials with the newest key
@@ -67,9 +54,6 @@ struct Rotate {
 
 impl KeyCommand {
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         match self.action {
             Action::Generate(command) => {

@@ -8,9 +8,6 @@ use tracing_subscriber::{
 use crate::{cli::Failure, config::Log};
 
 /// Starts logging as the configuration says; `RUST_LOG` overrides the level.
-///
-/// # Errors
-/// The filter cannot be read.
 pub fn start(log: &Log) -> Result<(), Failure> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) if !filter.is_empty() => filter,

@@ -193,9 +193,6 @@ struct Revoke {
 
 impl LoginCommand {
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let (command, json) = match self.action {
             Action::Create(command) => return command.run(globals).await,
@@ -285,7 +282,6 @@ impl List {
     }
 }
 
-/// The tenants that a login may connect to.
 fn tenants(login: &LoginSummary) -> Vec<String> {
     let all = login.all_tenants.then(|| "all".to_owned());
     login.tenant.clone().into_iter().chain(all).chain(granted(login)).collect()

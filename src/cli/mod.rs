@@ -156,17 +156,11 @@ fn options_last(command: clap::Command) -> clap::Command {
 impl Globals {
     /// Reads and checks the configuration; [`dev::running`] has the order in which the file is looked for.
     /// Without a file, the environment alone must be enough.
-    ///
-    /// # Errors
-    /// Everything that is wrong with it.
     pub fn load_config(&self) -> Result<Config, Failure> {
         self.load(self::dev::running::state_folder().as_deref())
     }
 
     /// The same for `serve`, without the file of a `pglobby dev`: that process serves it already.
-    ///
-    /// # Errors
-    /// Everything that is wrong with it.
     pub fn load_own_config(&self) -> Result<Config, Failure> {
         self.load(None)
     }

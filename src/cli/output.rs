@@ -9,6 +9,14 @@ use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
+/// `--json`, where a command has no other options.
+#[derive(Debug, clap::Args)]
+pub struct Json {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// For a check that passed.
 pub const GOOD: Style = AnsiColor::Green.on_default().bold();
 /// For a check that failed.

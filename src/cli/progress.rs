@@ -120,7 +120,6 @@ impl Progress for Lines {
     }
 }
 
-/// The last step of an operation.
 fn is_last(step: &str) -> bool {
     matches!(step, "active" | "dropped" | "undone" | "rotated" | "renamed" | "moved")
 }

@@ -40,7 +40,6 @@ pub struct Run {
     json: bool,
 }
 
-/// The answer with `--json`.
 #[derive(Serialize)]
 struct Summary<'a> {
     ok: bool,

@@ -47,17 +47,11 @@ impl PasswordSource {
 }
 
 /// Asks on the terminal, without echo.
-///
-/// # Errors
-/// There is no terminal.
 pub fn prompt(question: &str) -> io::Result<SecretString> {
     rpassword::prompt_password(question).map(SecretString::from)
 }
 
 /// Returns the first line of standard input, without its line end.
-///
-/// # Errors
-/// Standard input cannot be read.
 pub fn first_line() -> io::Result<SecretString> {
     let mut line = Zeroizing::new(String::new());
     io::stdin().lock().read_line(&mut line)?;

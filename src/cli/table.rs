@@ -14,7 +14,6 @@ use crate::{
 
 /// A word that is longer may be broken to fit the terminal.
 const WORD_WIDTH_MAX: usize = 30;
-/// Space between two columns.
 const GAP: usize = 2;
 
 /// Prints `value` as JSON, or calls `words`, which prints it for people.

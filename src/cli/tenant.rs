@@ -45,7 +45,12 @@ enum Action {
     /// Let clients of a suspended tenant connect again
     #[command(after_help = "Example:\n  pglobby tenant resume acme")]
     Resume(Named),
-    Rotate(Rotate),
+    /// Give the roles of a tenant new passwords; clients notice nothing
+    ///
+    /// The passwords are generated, sealed, tested by a login, and shown to no one. If the test fails, the old
+    /// ones are used again. If the command is interrupted, run it again.
+    #[command(after_help = "Example:\n  pglobby tenant rotate acme")]
+    Rotate(Named),
     Move(Move),
     Rename(Rename),
     Drop(Drop),
@@ -161,20 +166,6 @@ struct Suspend {
     json: bool,
 }
 
-/// Give the roles of a tenant new passwords; clients notice nothing
-///
-/// The passwords are generated, sealed, tested by a login, and shown to no one. If the test fails, the old
-/// ones are used again. If the command is interrupted, run it again.
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby tenant rotate acme")]
-struct Rotate {
-    /// Name of the tenant
-    name: String,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// Move a tenant to another host; its sessions stay connected and wait
 ///
 /// If both hosts allow logical replication, the copy is made while clients work, and sessions wait only for
@@ -247,13 +238,15 @@ pub(super) fn key_and_value(text: &str) -> Result<(String, String), String> {
 
 impl TenantCommand {
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let (command, json) = match self.action {
-            Action::Create(command) => return command.run(globals).await,
-            Action::Adopt(command) => return command.run(globals).await,
+            Action::Create(Create { name, host, template, database, schema, json }) => {
+                let schema = schema_files::read(&schema)?;
+                (AdminCommand::CreateTenant(CreateTenant { name, host, database, template, schema }), json)
+            }
+            Action::Adopt(Adopt { name, host, database, owner, json }) => {
+                (AdminCommand::AdoptTenant(AdoptTenant { name, host, database, owner }), json)
+            }
             Action::List(command) => return command.run(globals).await,
             Action::Drop(command) => return command.run(globals).await,
             Action::Show(Named { name, json }) => {
@@ -264,15 +257,11 @@ impl TenantCommand {
             }
             Action::Set(Set { name, settings, json }) => (AdminCommand::SetTenant { name, settings }, json),
             Action::Suspend(Suspend { name, reason, after_transaction, json, .. }) => {
-                let sessions = if after_transaction {
-                    SuspendSessions::EndAfterTransaction
-                } else {
-                    SuspendSessions::EndNow
-                };
+                let sessions = SuspendSessions::ending(after_transaction);
                 (AdminCommand::SuspendTenant { name, reason, sessions }, json)
             }
             Action::Resume(Named { name, json }) => (AdminCommand::ResumeTenant { name }, json),
-            Action::Rotate(Rotate { name, json }) => (AdminCommand::RotateTenant { name }, json),
+            Action::Rotate(Named { name, json }) => (AdminCommand::RotateTenant { name }, json),
             Action::Move(Move { name, host, patience, keep_source, json }) => {
                 (AdminCommand::MoveTenant { name, to: MoveTenant { host, patience, keep_source } }, json)
             }
@@ -281,28 +270,6 @@ impl TenantCommand {
             }
         };
         admin_command::run(globals, command, json).await
-    }
-}
-
-impl Create {
-    async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let schema = schema_files::read(&self.schema)?;
-        let wanted = CreateTenant {
-            name: self.name,
-            host: self.host,
-            database: self.database,
-            template: self.template,
-            schema,
-        };
-        admin_command::run(globals, AdminCommand::CreateTenant(wanted), self.json).await
-    }
-}
-
-impl Adopt {
-    async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let wanted =
-            AdoptTenant { name: self.name, host: self.host, database: self.database, owner: self.owner };
-        admin_command::run(globals, AdminCommand::AdoptTenant(wanted), self.json).await
     }
 }
 

@@ -16,7 +16,6 @@ use zeroize::Zeroizing;
 
 use crate::config::{Central, CentralTls, TlsMode};
 
-/// Maximum size of a passfile.
 const PASSFILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Parses `[central] url` and finds the password: in the URL, in `PGLOBBY_CENTRAL_PASSWORD`, in

@@ -14,9 +14,8 @@ use std::{
 use secrecy::SecretString;
 
 use crate::config::{
-    Central, CentralTls, ClientTls, Config, Keepalive, Log, PoolConfig, PoolMode, ServerTls, Timeouts,
-    TlsMode, central_url,
-    limits::limits,
+    Central, CentralTls, ClientTls, Config, Keepalive, Limits, Log, PoolConfig, ServerTls, Timeouts, TlsMode,
+    central_url,
     written::{Environment, Written},
 };
 
@@ -24,9 +23,6 @@ use crate::config::{
 const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Reads the whole configuration.
-///
-/// # Errors
-/// All problems.
 pub fn read(text: &str, path: Option<&Path>, environment: Environment<'_>) -> Result<Config, Vec<String>> {
     let mut written = Written::parse(text, path.and_then(Path::parent), environment);
     let config = everything(&mut written, path, environment);
@@ -60,14 +56,16 @@ fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment
             .map(|name| name.trim_matches('.').to_ascii_lowercase())
             .collect(),
         maintenance_databases: w.list("maintenance_databases").unwrap_or_default(),
-        pool: pool(w),
-        limits: limits(w),
-        timeouts: timeouts(w),
+        pool: PoolConfig::read(w),
+        limits: Limits::read(w),
+        timeouts: Timeouts::read(w),
         client_tls: client_tls(w),
         server_tls: server_tls(w),
-        server_proves_itself: w
-            .choice("server_require_auth", &[("scram-sha-256", true), ("any", false)])
-            .unwrap_or(true),
+        server_proves_itself: w.choice(
+            "server_require_auth",
+            &[("scram-sha-256", true), ("any", false)],
+            true,
+        ),
         admin_allow_from: w.networks("admin_allow_from").unwrap_or_else(loopback),
         central: Central {
             url: String::new(),
@@ -92,54 +90,13 @@ fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment
     central.map(|central| Config { central, ..config })
 }
 
-fn pool(w: &mut Written<'_>) -> PoolConfig {
-    PoolConfig {
-        pool_mode: w.choice("pool_mode", PoolMode::ALL).unwrap_or(PoolMode::Transaction),
-        default_pool_size: w.count("default_pool_size", 20, 1),
-        min_pool_size: w.count("min_pool_size", 0, 0),
-        max_pinned_servers: w.count("max_pinned_servers", 0, 0),
-        max_prepared_statements: w.count("max_prepared_statements", 200, 1),
-        max_prepared_bytes: w.bytes("max_prepared_bytes", 16 << 20),
-    }
-}
-
-fn timeouts(w: &mut Written<'_>) -> Timeouts {
-    let seconds = Duration::from_secs;
-    Timeouts {
-        client_login: w.duration("client_login_timeout", seconds(10)),
-        server_connect: w.duration("server_connect_timeout", seconds(5)),
-        server_login_retry: w.duration("server_login_retry", seconds(1)),
-        query_wait: w.duration("query_wait_timeout", seconds(15)),
-        query: w.duration_or_off("query_timeout"),
-        transaction: w.duration_or_off("transaction_timeout"),
-        idle_transaction: w.duration_or_off("idle_transaction_timeout"),
-        client_idle: w.duration_or_off("client_idle_timeout"),
-        server_idle: w.duration("server_idle_timeout", seconds(600)),
-        server_lifetime: w.duration("server_lifetime", seconds(3600)),
-        server_check_delay: w.duration("server_check_delay", seconds(30)),
-        functions_check_delay: w.duration("functions_check_delay", seconds(10)),
-        pool_idle: w.duration("pool_idle_timeout", seconds(600)),
-        shutdown: w.duration("shutdown_timeout", seconds(30)),
-        cancel: w.duration("cancel_timeout", seconds(10)),
-        directory_fresh: w.duration("directory_fresh", seconds(60)),
-        directory_stale: w.duration("directory_stale", seconds(600)),
-        central: w.duration("central_timeout", seconds(5)),
-        central_start: w.duration("central_start_timeout", seconds(60)),
-        http_head: w.duration("http.header_timeout", seconds(10)),
-        http_request: w.duration("http.request_timeout", seconds(30)),
-        http_wait: w.duration("http.max_wait", seconds(600)),
-        client_keepalive: keepalive(w, ["tcp_keepidle", "tcp_keepintvl", "tcp_user_timeout"], 30, 10),
-        server_keepalive: keepalive(
-            w,
-            ["server_tcp_keepidle", "server_tcp_keepintvl", "server_tcp_user_timeout"],
-            8,
-            4,
-        ),
-    }
-}
-
 /// If TCP_USER_TIMEOUT were shorter than all probes together, one lost probe would end an idle connection.
-fn keepalive(w: &mut Written<'_>, keys: [&'static str; 3], idle_s: u64, interval_s: u64) -> Keepalive {
+pub(super) fn keepalive(
+    w: &mut Written<'_>,
+    keys: [&'static str; 3],
+    idle_s: u64,
+    interval_s: u64,
+) -> Keepalive {
     let [idle, interval, user_timeout] = keys;
     let mut keepalive = Keepalive {
         idle: w.duration(idle, Duration::from_secs(idle_s)),
@@ -153,7 +110,7 @@ fn keepalive(w: &mut Written<'_>, keys: [&'static str; 3], idle_s: u64, interval
         }
     }
     let probes = keepalive.all_probes();
-    keepalive.user_timeout = w.duration_or_off_by_default(user_timeout, Some(probes));
+    keepalive.user_timeout = w.duration_or_off(user_timeout, Some(probes));
     if keepalive.user_timeout.is_some_and(|timeout| timeout < probes) {
         w.problem(format!(
             "{user_timeout} must be {probes:?} or longer ({idle} + {} x {interval}), or off: a shorter one ends idle connections when \
@@ -169,7 +126,7 @@ fn client_tls(w: &mut Written<'_>) -> ClientTls {
     // A configured certificate is meant to be used.
     let default = if cert_file.is_some() { TlsMode::Prefer } else { TlsMode::Disable };
     ClientTls {
-        mode: w.choice("client_tls_sslmode", TlsMode::ALL).unwrap_or(default),
+        mode: w.choice("client_tls_sslmode", TlsMode::ALL, default),
         key_file,
         cert_file,
         ca_file: w.path("client_tls_ca_file"),
@@ -178,7 +135,7 @@ fn client_tls(w: &mut Written<'_>) -> ClientTls {
 
 fn server_tls(w: &mut Written<'_>) -> ServerTls {
     ServerTls {
-        mode: w.choice("server_tls_sslmode", TlsMode::ALL).unwrap_or(TlsMode::Prefer),
+        mode: w.choice("server_tls_sslmode", TlsMode::ALL, TlsMode::Prefer),
         ca_file: w.path("server_tls_ca_file"),
         cert_file: w.path("server_tls_cert_file"),
         key_file: w.path("server_tls_key_file"),
@@ -199,7 +156,7 @@ fn log(w: &mut Written<'_>) -> Log {
         valid.map(|_| text.to_owned()).map_err(|error| format!("is not a level or a filter: {error}"))
     });
     Log {
-        json: w.choice("log.format", &[("text", false), ("json", true)]).unwrap_or(false),
+        json: w.choice("log.format", &[("text", false), ("json", true)], false),
         filter: filter.unwrap_or_else(|| "info".to_owned()),
         connections: w.truth("log.connections", true),
     }
@@ -232,7 +189,6 @@ fn listen_addresses(text: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     Ok(addresses)
 }
 
-/// Checks across keys.
 fn check_agreement(w: &mut Written<'_>, config: &Config) {
     if config.listen.is_empty() && config.unix_socket_dir.is_none() {
         w.problem("no client could connect: listen_addr is none and unix_socket_dir is not set");

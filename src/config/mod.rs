@@ -1,14 +1,14 @@
 //! The configuration: `proxy.toml` is read once as written, then turned into its meaning. All checks happen
 //! there.
 //!
-//! Every limit of the proxy has its name here. Durations and sizes carry a unit; an unknown key is refused
+//! Every limit of the proxy has its name in `settings.rs`. Durations and sizes carry a unit; an unknown key is refused
 //! with the nearest known one; `PGLOBBY_` environment variables override.
 
 mod central_url;
-mod limits;
 mod machine;
 mod meaning;
 mod modes;
+mod settings;
 pub mod units;
 mod written;
 
@@ -22,7 +22,10 @@ use std::{
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-pub use self::modes::{PoolMode, TlsMode};
+pub use self::{
+    modes::{PoolMode, TlsMode},
+    settings::{FailedLoginRules, Limits, PoolConfig, Setting, Shown, Timeouts},
+};
 
 /// The configuration. All checks were made.
 #[derive(Debug, Clone)]
@@ -93,9 +96,6 @@ impl fmt::Display for ConfigError {
 impl Config {
     /// Reads `path` (without one: nothing but defaults), lets `PGLOBBY_` variables override, and checks
     /// everything.
-    ///
-    /// # Errors
-    /// All problems at once.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let failed =
             |problem: String| ConfigError { path: path.map(Path::to_owned), problems: vec![problem] };
@@ -107,9 +107,6 @@ impl Config {
     }
 
     /// The same from text and an environment of the caller's choice.
-    ///
-    /// # Errors
-    /// All problems at once.
     pub fn read(
         text: &str,
         path: Option<&Path>,
@@ -118,172 +115,6 @@ impl Config {
         meaning::read(text, path, environment)
             .map_err(|problems| ConfigError { path: path.map(Path::to_owned), problems })
     }
-}
-
-/// Defaults of pools; a tenant's row overrides them.
-#[derive(Debug, Clone)]
-pub struct PoolConfig {
-    /// `pool_mode`, default `transaction`.
-    pub pool_mode: PoolMode,
-    /// `default_pool_size`, server connections per (tenant, access); default 20.
-    pub default_pool_size: u32,
-    /// `min_pool_size`, default 0.
-    pub min_pool_size: u32,
-    /// `max_pinned_servers` of a pool while others wait; default 0, which is all but one, and all of a pool
-    /// of fewer than five.
-    pub max_pinned_servers: usize,
-    /// `max_prepared_statements` each server keeps for clients; default 200.
-    pub max_prepared_statements: usize,
-    /// `max_prepared_bytes`: text of prepared statements that each server keeps for clients; default 16 MiB.
-    pub max_prepared_bytes: usize,
-}
-
-/// What is too much. Each is refused in clear words, none is a hang.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// `max_client_conn`, default 10000.
-    pub max_client_conn: usize,
-    /// `max_db_client_connections`: sessions per tenant, default 0 (no limit).
-    pub max_db_client_connections: usize,
-    /// `max_unauthenticated_conn`: connections that have not logged in, default 10000.
-    pub max_unauthenticated_conn: usize,
-    /// `max_unauthenticated_per_address`, default 5000.
-    pub max_unauthenticated_per_address: usize,
-    /// `max_unauthenticated_memory`: what connections that have not logged in may take, default 128 MiB.
-    pub unauthenticated_bytes_max: usize,
-    /// `max_logins_at_a_time`: logins that have their turn at a time, default 64; others wait for theirs.
-    pub logins_at_a_time: usize,
-    /// What failed logins cost.
-    pub failed_logins: FailedLoginRules,
-    /// `statement_inspect_max`: SQL longer than this is passed on unread and pins the session; default 1 MiB.
-    pub statement_inspect_bytes_max: usize,
-    /// `functions_inspect_max`: where a database has more function text than this, every transaction is asked
-    /// what it has left behind; default 16 MiB.
-    pub functions_inspect_bytes_max: usize,
-    /// `max_client_prepared_statements`: statements one session may have, default 10000.
-    pub client_prepared_statements_max: usize,
-    /// `max_client_prepared_bytes`: text of prepared statements one session may have, default 16 MiB.
-    pub client_prepared_bytes_max: usize,
-    /// `max_prepared_bytes_total`: bytes of prepared statements in this process, default 1 GiB; a tenant may
-    /// prepare as much as it leaves free for others.
-    pub prepared_bytes_max: usize,
-    /// `max_pipelined_requests`: requests of one client that may be unanswered before no more is read from
-    /// it, default 1000.
-    pub pipelined_requests_max: usize,
-    /// `max_tracked_parameters`: parameters one session may have SET, default 256.
-    pub tracked_parameters_max: usize,
-    /// `max_tracked_bytes`: bytes of their names and values, default 256 KiB.
-    pub tracked_bytes_max: usize,
-    /// `max_client_memory`: bytes that are kept for one session, beside its prepared statements; default 16
-    /// MiB.
-    pub client_memory_max: usize,
-    /// `max_tenant_memory`: bytes that are kept for one tenant, default 256 MiB.
-    pub tenant_memory_max: usize,
-    /// `max_memory`: bytes that are kept for all tenants; default a quarter of what the process may use, 1
-    /// GiB at most.
-    pub memory_max: usize,
-    /// `max_listening_channels`: channels one session may LISTEN to and still share servers, default 1000.
-    pub listening_channels_max: usize,
-    /// `max_queued_notifications`: notifications that may wait for one client, default 4 MiB.
-    pub queued_notifications_bytes_max: usize,
-    /// `max_connecting_servers`: server connections being opened at a time per host, over all its tenants,
-    /// default 16.
-    pub connecting_servers_max: usize,
-    /// `max_cancels`: cancel requests under way at a time, for each pool and to other nodes, default 64.
-    pub cancels_max: usize,
-    /// `directory_cache_max`: logins and tenants kept in memory, each; default 100000.
-    pub directory_cache_max: u64,
-    /// `max_directory_look_ups`: look-ups of logins and tenants under way at a time, default 50.
-    pub directory_look_ups_max: usize,
-    /// `metrics_tenants_max`: tenants that metrics name, the rest is summed up as `other`; default 100.
-    pub metrics_tenants_max: usize,
-    /// `[http] max_connections`: HTTP connections open at a time, default 64.
-    pub http_connections_max: usize,
-    /// `[http] max_requests`: management requests under way at a time, default 32.
-    pub http_requests_max: usize,
-    /// `[http] max_operations`: long operations begun over HTTP that are under way at a time, default 8.
-    pub http_operations_max: usize,
-    /// `[http] max_body`: bytes of a request's body, default 1 MB.
-    pub http_body_bytes_max: usize,
-    /// `max_central_connections`: connections to the central database, default 4.
-    pub central_connections_max: usize,
-}
-
-/// How failed logins are answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FailedLoginRules {
-    /// `failed_logins_free`: failures of an address, or with a login's name, that delay nothing; default 10.
-    pub free: u32,
-    /// `failed_login_delay_max`: the longest delay of an answer, default 5 s.
-    pub delay_max: Duration,
-    /// `failed_logins_remembered`: for how long at least, default 10 min.
-    pub remembered: Duration,
-    /// `login_success_remembered`: for how long at least it is remembered from where a login has succeeded,
-    /// default 1 day.
-    pub success_remembered: Duration,
-    /// `max_failed_logins_tracked`: addresses, logins, and pairs of them that are remembered, each; default
-    /// 20000.
-    pub tracked_max: usize,
-    /// `max_failed_login_lines`: lines in the log about failed logins in a second, default 100.
-    pub logged_max: u32,
-}
-
-/// How long is too long. `None`: no limit.
-#[derive(Debug, Clone)]
-pub struct Timeouts {
-    /// `client_login_timeout`, default 10 s.
-    pub client_login: Duration,
-    /// `server_connect_timeout`, default 5 s.
-    pub server_connect: Duration,
-    /// `server_login_retry`: the longest pause between two attempts to open a server that fail, default 1 s.
-    pub server_login_retry: Duration,
-    /// `query_wait_timeout`: for a server to become free, default 15 s.
-    pub query_wait: Duration,
-    /// `query_timeout`, default off.
-    pub query: Option<Duration>,
-    /// `transaction_timeout`, default off.
-    pub transaction: Option<Duration>,
-    /// `idle_transaction_timeout`, default off.
-    pub idle_transaction: Option<Duration>,
-    /// `client_idle_timeout`, default off.
-    pub client_idle: Option<Duration>,
-    /// `server_idle_timeout`: an idle server is closed, default 10 min.
-    pub server_idle: Duration,
-    /// `server_lifetime`: a server is closed at its next idle moment, default 1 h.
-    pub server_lifetime: Duration,
-    /// `server_check_delay`: a server idle for so long is asked whether it is still there, and again each
-    /// time it has passed, default 30 s.
-    pub server_check_delay: Duration,
-    /// `functions_check_delay`: how long functions changed past this proxy may go unnoticed, default 10 s;
-    /// PostgreSQL's statistics, which tell of them, come a few seconds late.
-    pub functions_check_delay: Duration,
-    /// `pool_idle_timeout`: an unused pool is closed, default 10 min.
-    pub pool_idle: Duration,
-    /// `shutdown_timeout`: grace for running transactions on TERM, default 30 s.
-    pub shutdown: Duration,
-    /// `cancel_timeout`: a cancel that has not settled is dropped, default 10 s.
-    pub cancel: Duration,
-    /// `directory_fresh`: how long a looked-up login or tenant is used without asking again, default 60 s.
-    pub directory_fresh: Duration,
-    /// `directory_stale`: how long it is used while the central database is down, default 10 min.
-    pub directory_stale: Duration,
-    /// `central_timeout`: for one answer of the central database, default 5 s.
-    pub central: Duration,
-    /// `central_start_timeout`: how long `serve` waits for the central database at its start, default 60 s.
-    pub central_start: Duration,
-    /// `[http] header_timeout`: for the head of an HTTP request to arrive, also behind an earlier one,
-    /// default 10 s.
-    pub http_head: Duration,
-    /// `[http] request_timeout`: for a management request to be answered, default 30 s.
-    pub http_request: Duration,
-    /// `[http] max_wait`: the longest `?wait=` of a request that follows an operation, default 10 min.
-    pub http_wait: Duration,
-    /// `tcp_keepidle`, `tcp_keepintvl` and `tcp_user_timeout` of connections from clients; 30 s, 10 s and 60
-    /// s by default.
-    pub client_keepalive: Keepalive,
-    /// `server_tcp_keepidle`, `server_tcp_keepintvl` and `server_tcp_user_timeout` of connections to servers
-    /// and to the central database; 8 s, 4 s and 20 s by default.
-    pub server_keepalive: Keepalive,
 }
 
 /// How TCP finds out that the other end is gone.
@@ -309,9 +140,6 @@ impl Keepalive {
     }
 
     /// Sets it for one socket, or for all that a listening one accepts.
-    ///
-    /// # Errors
-    /// The operating system's.
     pub fn apply(&self, socket: &socket2::SockRef<'_>) -> std::io::Result<()> {
         let keepalive = socket2::TcpKeepalive::new()
             .with_time(self.idle)

@@ -134,17 +134,8 @@ impl<'a> Written<'a> {
         self.ask(key, read).unwrap_or(default)
     }
 
-    /// A duration that `0` or `off` disables; off by default.
-    pub fn duration_or_off(&mut self, key: &'static str) -> Option<Duration> {
-        self.duration_or_off_by_default(key, None)
-    }
-
     /// A duration that `0` or `off` disables.
-    pub fn duration_or_off_by_default(
-        &mut self,
-        key: &'static str,
-        default: Option<Duration>,
-    ) -> Option<Duration> {
+    pub fn duration_or_off(&mut self, key: &'static str, default: Option<Duration>) -> Option<Duration> {
         let read = |value| match value {
             Value::Truth(false) => Ok(Duration::ZERO),
             Value::Text(text) if text.trim() == "off" => Ok(Duration::ZERO),
@@ -163,15 +154,15 @@ impl<'a> Written<'a> {
         self.ask(key, read).unwrap_or(default)
     }
 
-    /// The same; `None` for `auto` or no value.
-    pub fn bytes_or_auto(&mut self, key: &'static str) -> Option<usize> {
+    /// The same; `auto` is the default.
+    pub fn bytes_or_auto(&mut self, key: &'static str, default: fn() -> usize) -> usize {
         let read = |value| match value {
             Value::Text(text) if text.trim() == "auto" => Ok(None),
             Value::Text(text) => units::bytes(&text).map(Some),
             Value::Number(number) => units::bytes(&number.to_string()).map(Some),
             other => Err(other.instead_of("a size, as \"256MB\", or \"auto\"")),
         };
-        self.ask(key, read).flatten()
+        self.ask(key, read).flatten().unwrap_or_else(default)
     }
 
     /// A whole number, at least `min`.
@@ -208,8 +199,8 @@ impl<'a> Written<'a> {
         self.ask(key, read).unwrap_or(default)
     }
 
-    /// One of a few words; `None` if the key is missing.
-    pub fn choice<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
+    /// One of a few words.
+    pub fn choice<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)], default: T) -> T {
         let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
         let read = |value| match value {
             Value::Text(text) => words
@@ -218,7 +209,7 @@ impl<'a> Written<'a> {
                 .ok_or_else(|| format!("must be one of {}", all.join(", "))),
             other => Err(other.instead_of(&format!("one of {}", all.join(", ")))),
         };
-        self.ask(key, read)
+        self.ask(key, read).unwrap_or(default)
     }
 
     /// Text, parsed by `parse`.

@@ -124,7 +124,6 @@ fn certificates(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// Opens every sealed password of living tenants.
 async fn tenants_open(client: &Client, keyring: &Keyring) -> Result<Check, CentralError> {
     let sql = "SELECT id, name, sealed_password, sealed_ro_password FROM pglobby.tenants
         WHERE status <> 'dropped' ORDER BY name";

@@ -48,6 +48,7 @@ pub struct InitReport {
 
 /// Why `init` stopped. Steps before the failed one stay done.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum InitError {
     /// The central database.
     #[error(transparent)]
@@ -63,50 +64,25 @@ pub enum InitError {
     Seal(#[from] SealError),
     /// The master login lacks a privilege.
     #[error("the master login \"{user}\" lacks {missing}; run as a superuser: ALTER ROLE {role} {missing}")]
-    Rights {
-        /// Its name.
-        user: String,
-        /// Its name, quoted for SQL.
-        role: String,
-        /// `CREATEDB`, `CREATEROLE` or both.
-        missing: String,
-    },
+    Rights { user: String, role: String, missing: String },
     /// `CREATE DATABASE` was refused.
     #[error("could not create the central database \"{database}\": {}", causes(cause))]
-    CreateDatabase {
-        /// Its name.
-        database: String,
-        /// Why.
-        cause: tokio_postgres::Error,
-    },
+    CreateDatabase { database: String, cause: tokio_postgres::Error },
     /// PUBLIC may connect, and only the owner can revoke that.
     #[error(
         "PUBLIC may connect to the central database and \"{user}\" cannot change that; run as its owner: \
          REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC"
     )]
-    OpenToPublic {
-        /// The master login.
-        user: String,
-        /// The database, quoted for SQL.
-        database: String,
-    },
+    OpenToPublic { user: String, database: String },
     /// The ring is missing, and something is sealed with one of its keys.
     #[error(
         "there is no key ring {path}, but stored passwords are sealed with key {key}; put the ring back \
          (a new one could not open them)"
     )]
-    KeyringLost {
-        /// `[keys] file`.
-        path: String,
-        /// A key that is needed.
-        key: String,
-    },
+    KeyringLost { path: String, key: String },
 }
 
 /// Creates everything that `serve` and `tenant create` need.
-///
-/// # Errors
-/// [`InitError`], saying what to do.
 pub async fn init(config: &Config) -> Result<InitReport, InitError> {
     let central = Central::open(config)?;
     let (mut client, database_created) = enter_or_create_database(&central).await?;
@@ -186,9 +162,6 @@ async fn close_to_public(client: &Client, user: &str) -> Result<bool, InitError>
 }
 
 /// Whether any role may connect to the central database.
-///
-/// # Errors
-/// The central database.
 pub async fn open_to_public(client: &Client) -> Result<bool, CentralError> {
     let sql = "SELECT pg_catalog.has_database_privilege('public', pg_catalog.current_database(), 'CONNECT')
         OR pg_catalog.has_database_privilege('public', pg_catalog.current_database(), 'TEMPORARY')";

@@ -178,9 +178,6 @@ impl Node {
 
     /// Applies a new configuration: limits, timeouts, TLS files, keys. After an error the old one stays in
     /// force. Addresses, workers and the central database do not change.
-    ///
-    /// # Errors
-    /// What is wrong.
     pub async fn reload(&self, config: Config) -> Result<(), NodeError> {
         let keyring = ReloadableKeyring::load(&config).map_err(refused)?;
         let tls = client_tls(&config)?;
@@ -231,17 +228,10 @@ async fn first_client(central: &Central, config: &Config) -> Result<Object, Node
     }
 }
 
-/// TLS towards clients, if it is configured.
 fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {
     let tls = &config.client_tls;
-    let (
-        TlsMode::Allow | TlsMode::Prefer | TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull,
-        Some(certificate),
-        Some(key),
-    ) = (tls.mode, &tls.cert_file, &tls.key_file)
-    else {
-        return Ok(None);
-    };
+    let files = tls.cert_file.as_ref().zip(tls.key_file.as_ref());
+    let Some((certificate, key)) = files.filter(|_| tls.mode != TlsMode::Disable) else { return Ok(None) };
     let client_authorities = tls.ca_file.as_deref().filter(|_| tls.mode.verifies());
     ClientTlsAcceptor::load(CertificateFiles { certificate, key, client_authorities })
         .map(Some)

@@ -14,19 +14,14 @@ use crate::wire::message::{Severity, error_response};
 /// An ErrorResponse made by pglobby. `Display` is the message that the client reads. It contains no name
 /// that the client did not send.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum ClientError {
     /// The same for an unknown login and a wrong password, so that names cannot be probed.
     #[error("password authentication failed for user \"{user}\"")]
-    LoginFailed {
-        /// As the client sent it.
-        user: String,
-    },
+    LoginFailed { user: String },
     /// The same for a database that does not exist and one that is not the login's, which has proved its password.
     #[error("database \"{database}\" does not exist")]
-    NoDatabase {
-        /// As the client wrote it.
-        database: String,
-    },
+    NoDatabase { database: String },
     /// A startup packet without a user.
     #[error("no PostgreSQL user name specified in startup packet")]
     NoUser,
@@ -35,35 +30,19 @@ pub enum ClientError {
     EncryptionRequired,
     /// Hints that name different tenants.
     #[error("the connection names more than one tenant: {first} and {second}")]
-    ContradictingTenants {
-        /// The hint with the highest precedence.
-        first: String,
-        /// The hint that contradicts it.
-        second: String,
-    },
+    ContradictingTenants { first: String, second: String },
     /// `tenant suspend`.
     #[error("tenant \"{tenant}\" is suspended{}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
-    Suspended {
-        /// The tenant that the login asked for.
-        tenant: String,
-        /// The operator's reason.
-        reason: Option<String>,
-    },
+    Suspended { tenant: String, reason: Option<String> },
     /// The tenant was dropped; its row is a tombstone.
     #[error("database \"{tenant}\" does not exist (it was dropped)")]
-    Dropped {
-        /// The tenant that the login asked for.
-        tenant: String,
-    },
+    Dropped { tenant: String },
     /// A read_only login of a tenant that has no read-only role.
     #[error("there is no read-only role for this database yet")]
     NoReadOnlyRole,
     /// The tenant is being created or dropped.
     #[error("tenant \"{tenant}\" is not ready yet; please try again")]
-    NotReady {
-        /// The tenant that the login asked for.
-        tenant: String,
-    },
+    NotReady { tenant: String },
     /// The central database did not answer, and the cache had no usable row.
     #[error("pglobby cannot look up logins at the moment; please try again")]
     DirectoryUnavailable,
@@ -75,34 +54,18 @@ pub enum ClientError {
     TooManyFailedLogins,
     /// `max_clients` of the tenant.
     #[error("too many connections for database \"{tenant}\"")]
-    TooManyClientsOfTenant {
-        /// The tenant that the login asked for.
-        tenant: String,
-    },
+    TooManyClientsOfTenant { tenant: String },
     /// A limit on memory for the session, its tenant or the process is reached.
     #[error("{}", .limit.message(*.max))]
-    MemoryLimit {
-        /// The limit.
-        limit: Limit,
-        /// Its value.
-        max: usize,
-    },
+    MemoryLimit { limit: Limit, max: usize },
     /// The same for data that is not a request and cannot be refused alone.
     #[error("terminating connection because the client does not read: {}", .limit.message(*.max))]
-    UnsentLimit {
-        /// The limit.
-        limit: Limit,
-        /// Its value.
-        max: usize,
-    },
+    UnsentLimit { limit: Limit, max: usize },
     /// `max_queued_notifications`.
     #[error(
         "terminating connection because more than {limit} bytes of notifications are queued for it (max_queued_notifications)"
     )]
-    TooManyNotifications {
-        /// The limit.
-        limit: usize,
-    },
+    TooManyNotifications { limit: usize },
     /// The shared server connection that listens for this client broke.
     #[error(
         "terminating connection because the server connection for its LISTEN was lost; connect and LISTEN again"
@@ -120,18 +83,12 @@ pub enum ClientError {
     NoTenantChosen,
     /// The same for a tenant that does not exist and one that is not granted.
     #[error("permission denied for tenant \"{tenant}\"")]
-    TenantDenied {
-        /// As the client wrote it.
-        tenant: String,
-    },
+    TenantDenied { tenant: String },
     /// The session is pinned: it would lose state in its present tenant's database.
     #[error(
         "cannot change the tenant while the session is pinned to its server ({reasons}); undo that first, or run DISCARD ALL"
     )]
-    TenantPinned {
-        /// Names of the pins.
-        reasons: String,
-    },
+    TenantPinned { reasons: String },
     /// `SET pglobby.tenant` that is refused.
     #[error(transparent)]
     TenantSwitch(#[from] TenantSwitchError),
@@ -148,18 +105,10 @@ pub enum ClientError {
         "the password of this login was changed too often; please try again in {} s",
         wait.as_millis().div_ceil(1000)
     )]
-    PasswordTooOften {
-        /// How long until the next change is allowed.
-        wait: Duration,
-    },
+    PasswordTooOften { wait: Duration },
     /// The error that PostgreSQL would give; pglobby answers without a server.
     #[error("{message}")]
-    AsPostgres {
-        /// Its SQLSTATE.
-        sqlstate: &'static str,
-        /// Its message.
-        message: String,
-    },
+    AsPostgres { sqlstate: &'static str, message: String },
     /// A prepared statement whose result columns have changed.
     #[error("cached plan must not change result type")]
     ResultChanged,
@@ -168,34 +117,16 @@ pub enum ClientError {
         "too many sessions of this database keep a server (max_pinned_servers = {limit}); this session would keep one \
          because of: {reasons}. Its last request was completed"
     )]
-    TooManyPinned {
-        /// The limit.
-        limit: usize,
-        /// Names of the pins.
-        reasons: String,
-    },
+    TooManyPinned { limit: usize, reasons: String },
     /// No server of the pool became free within the wait (SQLSTATE 57014).
     #[error("no server connection became free within {waited:?} (query_wait_timeout); please try again")]
-    PoolBusy {
-        /// `query_wait_timeout`.
-        waited: Duration,
-    },
+    PoolBusy { waited: Duration },
     /// No server connection could be opened. `reason` contains no host, role or password.
     #[error("could not connect to the tenant's database: {reason}")]
-    ServerUnreachable {
-        /// The SQLSTATE of the server, if it sent one.
-        sqlstate: Option<[u8; 5]>,
-        /// The reason, safe to show to a client.
-        reason: String,
-    },
+    ServerUnreachable { sqlstate: Option<[u8; 5]>, reason: String },
     /// An error of the server at login.
     #[error("{message}")]
-    Server {
-        /// Its SQLSTATE.
-        sqlstate: String,
-        /// Its message.
-        message: String,
-    },
+    Server { sqlstate: String, message: String },
     /// The server connection broke during a request of this client.
     #[error("server closed the connection unexpectedly")]
     ServerLost,
@@ -221,12 +152,7 @@ pub enum ClientError {
     LoginTimeout,
     /// `client_idle_timeout`, `idle_transaction_timeout`, `query_timeout`, `transaction_timeout`.
     #[error("terminating connection due to {setting}")]
-    TimedOut {
-        /// The setting's name.
-        setting: &'static str,
-        /// The SQLSTATE that PostgreSQL uses for its own timeout of this kind.
-        sqlstate: &'static str,
-    },
+    TimedOut { setting: &'static str, sqlstate: &'static str },
     /// A cancel request arrived while the client waited for a server.
     #[error("canceling statement due to user request")]
     Cancelled,

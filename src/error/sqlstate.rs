@@ -8,12 +8,13 @@ impl ClientError {
     pub fn sqlstate(&self) -> &str {
         match self {
             Self::LoginFailed { .. } => "28P01",
-            Self::NoUser | Self::EncryptionRequired => "28000",
-            Self::ContradictingTenants { .. } => "28000",
-            Self::Suspended { .. } => "57P03",
+            Self::NoUser | Self::EncryptionRequired | Self::ContradictingTenants { .. } => "28000",
             Self::NoDatabase { .. } | Self::Dropped { .. } => "3D000",
             Self::NoReadOnlyRole => "0LP01",
-            Self::NotReady { .. } | Self::DirectoryUnavailable | Self::PasswordNotStored => "57P03",
+            Self::Suspended { .. }
+            | Self::NotReady { .. }
+            | Self::DirectoryUnavailable
+            | Self::PasswordNotStored => "57P03",
             Self::TooManyClients
             | Self::TooManyFailedLogins
             | Self::TooManyClientsOfTenant { .. }
@@ -25,22 +26,18 @@ impl ClientError {
             Self::TenantPinned { .. } => "55006",
             Self::TenantSwitch(reason) => reason.sqlstate(),
             Self::Identity(reason) => reason.sqlstate(),
-            Self::AsPostgres { sqlstate, .. } => sqlstate,
-            Self::ResultChanged => "0A000",
-            Self::PoolBusy { .. } | Self::Cancelled => "57014",
+            Self::AsPostgres { sqlstate, .. } | Self::TimedOut { sqlstate, .. } => sqlstate,
+            Self::ResultChanged | Self::NotSupported(_) => "0A000",
+            Self::PoolBusy { .. } | Self::Cancelled | Self::LoginTimeout => "57014",
             Self::ServerUnreachable { sqlstate, .. } => {
                 sqlstate.as_ref().and_then(|code| std::str::from_utf8(code).ok()).unwrap_or("08006")
             }
             Self::Server { sqlstate, .. } if sqlstate.len() == 5 => sqlstate,
-            Self::Server { .. } => "XX000",
+            Self::Server { .. } | Self::Internal => "XX000",
             Self::ServerLost => "08006",
             Self::OutcomeUnknown => "08007",
             Self::ProtocolViolation(_) => "08P01",
-            Self::NotSupported(_) => "0A000",
             Self::AdminShutdown | Self::Ended(_) | Self::ListenerLost | Self::ListenerPaused => "57P01",
-            Self::LoginTimeout => "57014",
-            Self::TimedOut { sqlstate, .. } => sqlstate,
-            Self::Internal => "XX000",
         }
     }
 }

@@ -18,31 +18,21 @@ pub struct PostgresBinaries {
 
 /// PostgreSQL was not found. `Display` is one line that ends in what to do.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum NoBinaries {
     /// The folder of the flag or of [`ENVIRONMENT`] has no usable programs.
     #[error("{folder:?} does not hold PostgreSQL's initdb, postgres and pg_ctl in a state that runs")]
-    NotThere {
-        /// As it was given.
-        folder: PathBuf,
-    },
+    NotThere { folder: PathBuf },
     /// No usable folder was found.
     #[error(
         "PostgreSQL's initdb is not on this machine; install it with `{install}`, or name its folder with {ENVIRONMENT}"
     )]
-    NotInstalled {
-        /// The command that installs it on this system.
-        install: &'static str,
-    },
+    NotInstalled { install: &'static str },
     /// The version of a data folder is not installed.
     #[error(
         "the data was made by PostgreSQL {wanted}, which is not there (found: {found}); install it, or choose another data folder"
     )]
-    NoSuchVersion {
-        /// The major version asked for.
-        wanted: u32,
-        /// The major versions that are here.
-        found: String,
-    },
+    NoSuchVersion { wanted: u32, found: String },
 }
 
 /// Environment variable for the folder of PostgreSQL's programs, if it is not found otherwise.

@@ -34,18 +34,14 @@ pub struct LocalCluster {
 
 /// Why a cluster could not be created or started. `Display` is one line.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum ClusterError {
     /// No user to run it as, or a folder that user cannot reach.
     #[error(transparent)]
     Owner(#[from] OwnerError),
     /// An error with a folder or a program.
     #[error("{what}: {source}")]
-    Io {
-        /// The attempt and its path.
-        what: String,
-        /// The error of the system.
-        source: io::Error,
-    },
+    Io { what: String, source: io::Error },
     /// `initdb` failed.
     #[error("initdb failed: {0}")]
     Init(String),
@@ -56,30 +52,13 @@ pub enum ClusterError {
     #[error(
         "{folder:?} was made by PostgreSQL {made_by}, and this is PostgreSQL {major}; choose another --data-dir or --postgres-bin"
     )]
-    OtherVersion {
-        /// The data folder.
-        folder: PathBuf,
-        /// Its PG_VERSION.
-        made_by: u32,
-        /// The version of our programs.
-        major: u32,
-    },
+    OtherVersion { folder: PathBuf, made_by: u32, major: u32 },
     /// A postmaster already runs in this folder.
     #[error("a PostgreSQL (process {pid}) already runs on {folder:?}; stop it first")]
-    AlreadyRunning {
-        /// The data folder.
-        folder: PathBuf,
-        /// Its postmaster.
-        pid: u32,
-    },
+    AlreadyRunning { folder: PathBuf, pid: u32 },
     /// PostgreSQL ended during its start.
     #[error("PostgreSQL did not start: {reason} (log: {log:?})")]
-    DidNotStart {
-        /// Its last log lines.
-        reason: String,
-        /// Its log file.
-        log: PathBuf,
-    },
+    DidNotStart { reason: String, log: PathBuf },
 }
 
 impl LocalCluster {

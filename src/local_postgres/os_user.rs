@@ -15,22 +15,17 @@ use std::{
 
 /// The user that owns a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of the system's user")]
 pub enum ClusterOwner {
     /// The user of this process.
     Ourselves,
     /// This process runs as root, and PostgreSQL's programs run as this user.
-    Other {
-        /// The user's name.
-        name: String,
-        /// User id.
-        uid: u32,
-        /// Group id.
-        gid: u32,
-    },
+    Other { name: String, uid: u32, gid: u32 },
 }
 
 /// No user to run PostgreSQL as, or a folder that user cannot reach.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum OwnerError {
     /// Neither `postgres` nor `nobody` exists.
     #[error(
@@ -41,22 +36,10 @@ pub enum OwnerError {
     #[error(
         "user {user} may not pass through {closed:?} on the way to {folder:?}; choose a --data-dir outside it"
     )]
-    ClosedParent {
-        /// The user.
-        user: String,
-        /// The first folder that refuses.
-        closed: PathBuf,
-        /// The target folder.
-        folder: PathBuf,
-    },
+    ClosedParent { user: String, closed: PathBuf, folder: PathBuf },
     /// Another error of the system.
     #[error("{what}: {source}")]
-    Io {
-        /// The attempt and its path.
-        what: String,
-        /// The error of the system.
-        source: io::Error,
-    },
+    Io { what: String, source: io::Error },
 }
 
 impl ClusterOwner {

@@ -138,9 +138,6 @@ impl Framer {
 
     /// The same. `may_hold` is called once for an incomplete message that is needed whole, with the bytes to
     /// hold. If it returns `false`, the message is returned in pieces.
-    ///
-    /// # Errors
-    /// As [`Self::next`].
     #[inline]
     pub fn next_within<'p, 'c: 'p>(
         &'p mut self,
@@ -272,9 +269,6 @@ fn has_strings(message: &[u8], count: u8) -> Result<bool, FrameError> {
 }
 
 /// Takes a zero-terminated string from the front of a body.
-///
-/// # Errors
-/// [`FrameError::Strings`] if there is no zero byte.
 pub fn cstr<'a>(body: &mut &'a [u8]) -> Result<&'a [u8], FrameError> {
     let end = body.iter().position(|byte| *byte == 0).ok_or(FrameError::Strings)?;
     let (text, rest) = body.split_at(end);

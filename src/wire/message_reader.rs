@@ -34,24 +34,17 @@ impl Message {
 
 /// Why there is no next message.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum ReadError {
     /// The socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The other side closed the connection, `within` a message or between two.
     #[error("the connection was closed{}", if *within { " in the middle of a message" } else { "" })]
-    Closed {
-        /// Whether part of a message had arrived.
-        within: bool,
-    },
+    Closed { within: bool },
     /// A length below four or beyond the limit.
     #[error("a message of type {tag:?} announces {announced} bytes", tag = char::from(*tag))]
-    Length {
-        /// The message's first byte.
-        tag: u8,
-        /// The value of its length field.
-        announced: u32,
-    },
+    Length { tag: u8, announced: u32 },
 }
 
 /// Received bytes that have not been returned yet.

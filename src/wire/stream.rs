@@ -71,9 +71,6 @@ impl Stream {
     }
 
     /// Returns when there are bytes to read or the connection has ended. Needs no buffer.
-    ///
-    /// # Errors
-    /// The operating system's.
     pub async fn readable(&self) -> io::Result<()> {
         match self.socket() {
             Socket::Tcp(socket) => socket.readable().await,
@@ -130,23 +127,26 @@ fn detached() -> io::Error {
     io::Error::new(io::ErrorKind::NotConnected, "the connection is between two reactors")
 }
 
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
-            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+/// Calls the socket that is registered with this thread's reactor.
+macro_rules! attached {
+    ($socket:expr, $poll:ident($($given:expr),+)) => {
+        match $socket.get_mut() {
+            Socket::Tcp(socket) => Pin::new(socket).$poll($($given),+),
+            Socket::Unix(socket) => Pin::new(socket).$poll($($given),+),
             _ => Poll::Ready(Err(detached())),
         }
+    };
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        attached!(self, poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
-            Self::Unix(socket) => Pin::new(socket).poll_write(cx, buf),
-            _ => Poll::Ready(Err(detached())),
-        }
+        attached!(self, poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -154,11 +154,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
-            Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
-            _ => Poll::Ready(Err(detached())),
-        }
+        attached!(self, poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -170,11 +166,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
-            _ => Poll::Ready(Err(detached())),
-        }
+        attached!(self, poll_shutdown(cx))
     }
 }
 

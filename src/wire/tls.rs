@@ -26,15 +26,11 @@ pub const ALPN: &[u8] = b"postgresql";
 
 /// Why a TLS configuration cannot be made. For operators: it names files.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum TlsError {
     /// A file that is missing, unreadable, or holds something else.
     #[error("{}: {cause}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong with it.
-        cause: String,
-    },
+    File { path: PathBuf, cause: String },
     /// The system has no certificate authorities, and the mode needs some.
     #[error("the system has no certificate authorities; name a file, or install ca-certificates")]
     NoSystemRoots,
@@ -86,7 +82,6 @@ fn certified_key(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Tl
     Ok(Arc::new(CertifiedKey::new(chain, signing)))
 }
 
-/// The authorities in a PEM file.
 fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {

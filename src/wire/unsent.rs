@@ -47,9 +47,6 @@ impl Unsent {
 
     /// Writes the waiting bytes and then these, as far as the stream takes them. Keeps the rest, after an
     /// error too.
-    ///
-    /// # Errors
-    /// The stream's.
     #[inline(always)]
     pub fn send(&mut self, stream: &mut Stream, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
         if !self.is_empty() || bytes.is_empty() {
@@ -95,9 +92,6 @@ impl Unsent {
     }
 
     /// Writes waiting bytes; `true` when none are left.
-    ///
-    /// # Errors
-    /// The stream's.
     pub fn drain(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<bool> {
         while let Some(rest) = self.bytes.get(self.written..).filter(|rest| !rest.is_empty()) {
             match Pin::new(&mut *stream).poll_write(cx, rest)? {

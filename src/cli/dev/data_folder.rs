@@ -42,6 +42,7 @@ pub struct DataFolder {
 
 /// Why dev does not start. The message is one line that ends with what to do.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum DevError {
     /// Another dev uses the folder.
     #[error("another pglobby dev runs with {0:?}; stop it, or choose another --data-dir")]
@@ -51,12 +52,7 @@ pub enum DevError {
     NotADevFolder(PathBuf),
     /// Another process listens on the proxy's address.
     #[error("{address} is taken ({source}); choose another with --listen")]
-    ListenTaken {
-        /// The address.
-        address: SocketAddr,
-        /// The system's error.
-        source: io::Error,
-    },
+    ListenTaken { address: SocketAddr, source: io::Error },
     /// The cluster exists, but `proxy.toml` with its password does not.
     #[error(
         "{0:?} has a PostgreSQL but no proxy.toml with its password; restore the file, or remove the \
@@ -86,12 +82,7 @@ pub enum DevError {
     Owner(#[from] OwnerError),
     /// A file cannot be read or written.
     #[error("{path:?}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
 impl DataFolder {
@@ -217,9 +208,6 @@ impl DataFolder {
     }
 
     /// Returns port and master password of the folder's PostgreSQL.
-    ///
-    /// # Errors
-    /// [`DevError::NotOurs`].
     pub fn central<'a>(&self, config: &'a Config) -> Result<(u16, &'a SecretString), DevError> {
         let central = &config.central;
         let local = matches!(central.connection.get_hosts(), [Host::Tcp(name)] if name == "127.0.0.1");
@@ -252,9 +240,6 @@ impl DataFolder {
 }
 
 /// Checks, before anything is started, that no process listens on `address`.
-///
-/// # Errors
-/// [`DevError::ListenTaken`].
 pub fn must_be_free(address: SocketAddr) -> Result<(), DevError> {
     // Without SO_REUSEPORT: with it, the proxy would share the port with another pglobby.
     TcpListener::bind(address).map(drop).map_err(|source| DevError::ListenTaken { address, source })

@@ -34,9 +34,6 @@ const CONSOLE: &str = "pglobby";
 
 /// Creates the demo tenants and logins that are missing. A tenant that was dropped stays dropped, with its
 /// login.
-///
-/// # Errors
-/// [`AdminError`].
 pub async fn create(actor: &Actor) -> Result<Vec<DemoLogin>, AdminError> {
     let tenants = tenants::list(actor, true).await?;
     let logins = logins::list(actor, None).await?;

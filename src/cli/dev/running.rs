@@ -49,9 +49,6 @@ pub fn state_folder() -> Option<PathBuf> {
 }
 
 /// Lets this user's commands find `dev` while the result lives.
-///
-/// # Errors
-/// The state folder cannot be written.
 pub fn announce(state: &Path, dev: &RunningDev) -> io::Result<Announcement> {
     fs::create_dir_all(state)?;
     let path = state.join(format!("{}.json", std::process::id()));

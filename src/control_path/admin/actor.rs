@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use tokio_postgres::{GenericClient, error::SqlState};
+use tokio_postgres::{GenericClient, Transaction, error::SqlState};
 
 use crate::control_path::{
     central::{self, Central, CentralError, causes, change_barrier::ChangeBarrier},
@@ -69,6 +69,7 @@ pub trait Progress: Send + Sync {
 
 /// Why an admin command failed: one sentence that says what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum AdminError {
     /// The central database.
     #[error(transparent)]
@@ -87,14 +88,7 @@ pub enum AdminError {
     Invalid(String),
     /// No such thing.
     #[error("there is no {what} {name:?}{}", nearest.as_ref().map(|near| format!("; did you mean {near:?}?")).unwrap_or_default())]
-    NotFound {
-        /// tenant, login, host.
-        what: &'static str,
-        /// As asked for.
-        name: String,
-        /// A similar name that exists.
-        nearest: Option<String>,
-    },
+    NotFound { what: &'static str, name: String, nearest: Option<String> },
     /// It is there already.
     #[error("{0}")]
     Exists(String),
@@ -103,30 +97,13 @@ pub enum AdminError {
     Refused(String),
     /// Another command works on the same tenant.
     #[error("another command is running on tenant {tenant:?}; try again when it has finished")]
-    Busy {
-        /// Its name.
-        tenant: String,
-    },
+    Busy { tenant: String },
     /// A host could not be reached.
     #[error("cannot connect to host {host:?} ({place}): {}; see `pglobby host list`", causes(cause))]
-    Connect {
-        /// `hosts.name`.
-        host: String,
-        /// Address, database and role.
-        place: String,
-        /// Why.
-        cause: tokio_postgres::Error,
-    },
+    Connect { host: String, place: String, cause: tokio_postgres::Error },
     /// A host said no.
     #[error("host {host:?}, {doing}: {}", server_words(cause))]
-    Host {
-        /// `hosts.name`.
-        host: String,
-        /// What we were about.
-        doing: String,
-        /// What it said.
-        cause: tokio_postgres::Error,
-    },
+    Host { host: String, doing: String, cause: tokio_postgres::Error },
 }
 
 impl From<tokio_postgres::Error> for AdminError {
@@ -160,9 +137,6 @@ impl Actor {
 
     /// Writes the audit log in the transaction `client` that makes the change. `detail` contains no
     /// secrets.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn audit(
         &self,
         client: &impl GenericClient,
@@ -170,13 +144,21 @@ impl Actor {
         tenant: Option<&str>,
         detail: &Value,
     ) -> Result<(), AdminError> {
-        client
-            .execute(
-                "INSERT INTO pglobby.audit_log (actor, action, tenant, detail) VALUES ($1, $2, $3, $4)",
-                &[&self.name, &action, &tenant, detail],
-            )
-            .await?;
+        let sql = "INSERT INTO pglobby.audit_log (actor, action, tenant, detail) VALUES ($1, $2, $3, $4)";
+        client.execute(sql, &[&self.name, &action, &tenant, detail]).await?;
         Ok(())
+    }
+
+    /// Writes the audit log and commits the change.
+    pub(crate) async fn commit(
+        &self,
+        transaction: Transaction<'_>,
+        action: &str,
+        tenant: Option<&str>,
+        detail: &Value,
+    ) -> Result<(), AdminError> {
+        self.audit(&transaction, action, tenant, detail).await?;
+        Ok(transaction.commit().await?)
     }
 
     /// Reports the start of recorded work.
@@ -234,12 +216,6 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>)
         .filter(|(distance, candidate)| *distance * 3 <= candidate.chars().count().max(3))
         .min()
         .map(|(_, candidate)| candidate)
-}
-
-impl std::fmt::Debug for Actor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Actor").field("name", &self.name).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

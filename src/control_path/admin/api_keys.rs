@@ -11,7 +11,10 @@ use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio_postgres::{Client, GenericClient, Row, error::SqlState};
 
-use super::actor::{Actor, AdminError};
+use super::{
+    actor::{Actor, AdminError},
+    fields::from_row,
+};
 use crate::control_path::onboarding::names::check_identifier;
 
 /// Prefix of every key, so that secret scanners recognise it.
@@ -68,13 +71,7 @@ fn summary(row: &Row) -> ApiKey {
         "operator" => Role::Operator,
         _ => Role::Viewer,
     };
-    ApiKey {
-        name: row.get("name"),
-        role,
-        created_at: row.get("created_at"),
-        expires_at: row.get("expires_at"),
-        revoked_at: row.get("revoked_at"),
-    }
+    from_row!(row => ApiKey { name, created_at, expires_at, revoked_at; role: role })
 }
 
 fn hash_of(key: &str) -> Vec<u8> {
@@ -82,9 +79,6 @@ fn hash_of(key: &str) -> Vec<u8> {
 }
 
 /// All keys by name, revoked and expired ones included.
-///
-/// # Errors
-/// The central database.
 pub async fn list(actor: &Actor) -> Result<Vec<ApiKey>, AdminError> {
     let client = actor.central.client().await?;
     Ok(client.query(&format!("{SUMMARY} ORDER BY name"), &[]).await?.iter().map(summary).collect())
@@ -122,15 +116,11 @@ pub async fn create(
         Err(error) => return Err(error.into()),
     };
     let detail = json!({ "key": name, "role": role });
-    actor.audit(&transaction, "api_key.create", None, &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "api_key.create", None, &detail).await?;
     Ok((made, key))
 }
 
 /// Revokes a key for good. A second call keeps the time of the first.
-///
-/// # Errors
-/// [`AdminError::NotFound`].
 pub async fn revoke(actor: &Actor, name: &str) -> Result<ApiKey, AdminError> {
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
@@ -140,16 +130,12 @@ pub async fn revoke(actor: &Actor, name: &str) -> Result<ApiKey, AdminError> {
         let names = "SELECT name FROM pglobby.api_keys";
         return Err(actor.not_found(&transaction, "API key", name, names).await);
     };
-    actor.audit(&transaction, "api_key.revoke", None, &json!({ "key": name })).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "api_key.revoke", None, &json!({ "key": name })).await?;
     Ok(summary(&row))
 }
 
 /// The API key that `presented` is, if it is valid now. It is looked up by its hash, so the time tells
 /// nothing about existing keys. Text that cannot be a key is not looked up.
-///
-/// # Errors
-/// The central database.
 pub async fn authenticate(
     client: &impl GenericClient,
     presented: &SecretString,

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::{
     actor::{Actor, AdminError},
-    fields::described,
+    fields::{described, from_row},
 };
 
 described! {
@@ -30,9 +30,6 @@ described! {
 }
 
 /// The newest `limit` entries with an id below `before`, of `tenant` only if given.
-///
-/// # Errors
-/// The central database.
 pub async fn list(
     actor: &Actor,
     tenant: Option<&str>,
@@ -44,13 +41,7 @@ pub async fn list(
                WHERE ($1::text IS NULL OR tenant = $1) AND ($2::bigint IS NULL OR id < $2)
                ORDER BY id DESC LIMIT $3";
     let rows = client.query(sql, &[&tenant, &before, &limit]).await?;
-    let entry = |row: &tokio_postgres::Row| AuditEntry {
-        id: row.get("id"),
-        at: row.get("at"),
-        actor: row.get("actor"),
-        action: row.get("action"),
-        tenant: row.get("tenant"),
-        detail: row.get("detail"),
-    };
+    let entry =
+        |row: &tokio_postgres::Row| from_row!(row => AuditEntry { id, at, actor, action, tenant, detail });
     Ok(rows.iter().map(entry).collect())
 }

@@ -24,7 +24,7 @@ use crate::{
             NewTenant,
             adopt::{AdoptTenant, adopt},
             create::{CreateTenant, create},
-            drop::{DropDatabase, Dropped, drop_tenant_keeping},
+            drop::{DropDatabase, Dropped, drop_tenant},
             move_tenant::{MoveTenant, Moved, move_tenant},
             rename::rename,
             rotate::{RotatedTenant, rotate},
@@ -33,137 +33,50 @@ use crate::{
     },
 };
 
-/// An admin command. Not `Debug`, because it may contain passwords.
+/// An admin command. Not `Debug`, because it may contain passwords. An empty value among `settings` restores
+/// the default.
+#[expect(missing_docs, reason = "a field is what it is called; what it does stands where the work is done")]
 pub enum AdminCommand {
     /// Create a tenant with a new database.
     CreateTenant(CreateTenant),
     /// Make an existing database a tenant's.
     AdoptTenant(AdoptTenant),
-    /// Other settings.
-    SetTenant {
-        /// The tenant.
-        name: String,
-        /// Key and value; an empty value restores the default.
-        settings: Vec<(String, String)>,
-    },
-    /// Refuse clients.
-    SuspendTenant {
-        /// The tenant.
-        name: String,
-        /// Shown to clients.
-        reason: Option<String>,
-        /// When present sessions end.
-        sessions: SuspendSessions,
-    },
+    /// Change settings of a tenant.
+    SetTenant { name: String, settings: Vec<(String, String)> },
+    /// Refuse clients, which read the reason.
+    SuspendTenant { name: String, reason: Option<String>, sessions: SuspendSessions },
     /// Accept clients again.
-    ResumeTenant {
-        /// The tenant.
-        name: String,
-    },
+    ResumeTenant { name: String },
     /// Give its roles new passwords.
-    RotateTenant {
-        /// The tenant.
-        name: String,
-    },
+    RotateTenant { name: String },
     /// Move to another host.
-    MoveTenant {
-        /// The tenant.
-        name: String,
-        /// Target.
-        to: MoveTenant,
-    },
+    MoveTenant { name: String, to: MoveTenant },
     /// Rename.
-    RenameTenant {
-        /// The tenant.
-        name: String,
-        /// Its new name.
-        to: String,
-    },
-    /// No more.
-    DropTenant {
-        /// The tenant.
-        name: String,
-        /// Whether its database is dropped.
-        database: DropDatabase,
-        /// File for a last dump, on the machine that runs the command.
-        final_dump: Option<PathBuf>,
-    },
-    /// Create a login.
-    CreateLogin {
-        /// The new login.
-        login: NewLogin,
-        /// The password was generated and is in the outcome.
-        generated: bool,
-    },
-    /// Other settings.
-    SetLogin {
-        /// The login.
-        name: String,
-        /// Key and value; an empty value removes the setting.
-        settings: Vec<(String, String)>,
-    },
+    RenameTenant { name: String, to: String },
+    /// Drop a tenant, after a last dump into a file of the machine that runs the command.
+    DropTenant { name: String, database: DropDatabase, final_dump: Option<PathBuf> },
+    /// Create a login. A generated password is in the outcome.
+    CreateLogin { login: NewLogin, generated: bool },
+    /// Change settings of a login.
+    SetLogin { name: String, settings: Vec<(String, String)> },
     /// Set a login's password.
-    SetPassword {
-        /// The login.
-        name: String,
-        /// What it is.
-        password: LoginPassword,
-    },
+    SetPassword { name: String, password: LoginPassword },
     /// Grant tenants to a service login.
-    Grant {
-        /// The login.
-        name: String,
-        /// Which ones.
-        tenants: Vec<String>,
-        /// Every one.
-        all_tenants: bool,
-        /// Without writing.
-        read_only: bool,
-    },
+    Grant { name: String, tenants: Vec<String>, all_tenants: bool, read_only: bool },
     /// Revoke tenants from a service login.
-    Revoke {
-        /// The login.
-        name: String,
-        /// Which ones.
-        tenants: Vec<String>,
-        /// The right to all tenants.
-        all_tenants: bool,
-    },
+    Revoke { name: String, tenants: Vec<String>, all_tenants: bool },
     /// Disable or enable a login.
-    DisableLogin {
-        /// The login.
-        name: String,
-        /// `false`: enable.
-        disabled: bool,
-    },
-    /// No more.
-    DropLogin {
-        /// The login.
-        name: String,
-    },
+    DisableLogin { name: String, disabled: bool },
+    /// Drop a login.
+    DropLogin { name: String },
     /// Register a host.
     AddHost(NewHost),
-    /// Other settings.
-    SetHost {
-        /// The host.
-        name: String,
-        /// Key and value; an empty value removes the setting.
-        settings: Vec<(String, String)>,
-        /// The administrator's new password.
-        password: Option<SecretString>,
-    },
-    /// No more.
-    RemoveHost {
-        /// The host.
-        name: String,
-    },
-    /// Rotate the sealing keys.
-    RotateKeys {
-        /// Remove keys from the ring that seal nothing any more.
-        retire: bool,
-        /// Names the file of the ring.
-        config: Arc<Config>,
-    },
+    /// Change a host, or its administrator's password.
+    SetHost { name: String, settings: Vec<(String, String)>, password: Option<SecretString> },
+    /// Forget a host.
+    RemoveHost { name: String },
+    /// Rotate the sealing keys; `retire` removes those that seal nothing any more. `config` names the ring.
+    RotateKeys { retire: bool, config: Arc<Config> },
 }
 
 /// The outcome. As JSON it is the same object everywhere.
@@ -279,9 +192,6 @@ impl AdminCommand {
 
     /// The role that an API key needs. Commands on an administrator's login need `admin`, because that
     /// login opens the console, where every command is allowed.
-    ///
-    /// # Errors
-    /// The central database.
     pub async fn role(&self, actor: &Actor) -> Result<Role, AdminError> {
         Ok(match self {
             Self::DropTenant { .. }
@@ -303,9 +213,6 @@ impl AdminCommand {
     }
 
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`AdminError`], in a sentence that says what is wrong and what to do.
     pub async fn execute(self, actor: &Actor) -> Result<CommandOutcome, AdminError> {
         let tenant = |tenant| CommandOutcome::Tenant(Box::new(tenant));
         let login = |login| CommandOutcome::Login(Box::new(login));
@@ -323,7 +230,7 @@ impl AdminCommand {
             }
             Self::RenameTenant { name, to } => tenant(rename(actor, &name, &to).await?),
             Self::DropTenant { name, database, final_dump } => CommandOutcome::DroppedTenant(
-                drop_tenant_keeping(actor, &name, database, final_dump.as_deref()).await?,
+                drop_tenant(actor, &name, database, final_dump.as_deref()).await?,
             ),
             Self::CreateLogin { login, generated } => {
                 let made = logins::create(actor, &login).await?;

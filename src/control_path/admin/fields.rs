@@ -104,3 +104,11 @@ macro_rules! described {
     )+};
 }
 pub(in crate::control_path) use described;
+
+/// A struct whose fields are the columns of the same names; others are given after the semicolon.
+macro_rules! from_row {
+    ($row:ident => $name:ident { $($field:ident),+ $(; $($other:ident: $value:expr),+)? }) => {
+        $name { $($field: $row.get(stringify!($field)),)+ $($($other: $value,)+)? }
+    };
+}
+pub(in crate::control_path) use from_row;

@@ -28,7 +28,6 @@ use crate::{
     },
 };
 
-/// Limit on connecting to a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Waits between attempts to connect to a full host, whose idle servers the nodes were asked to close.
 const PAUSES_FOR_ROOM: [Duration; 4] = [
@@ -105,13 +104,10 @@ impl HostAdmin {
     /// # Errors
     /// No such host, the central database, or a password that does not open.
     pub async fn load(actor: &Actor, client: &impl GenericClient, name: &str) -> Result<Self, AdminError> {
-        let row = client
-            .query_opt(
-                "SELECT address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
-                 FROM pglobby.hosts WHERE name = $1",
-                &[&name],
-            )
-            .await?;
+        let sql =
+            "SELECT address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
+                   FROM pglobby.hosts WHERE name = $1";
+        let row = client.query_opt(sql, &[&name]).await?;
         let Some(row) = row else {
             return Err(actor.not_found(client, "host", name, "SELECT name FROM pglobby.hosts").await);
         };
@@ -134,9 +130,6 @@ impl HostAdmin {
 
     /// A session of `user` in `database`, with `options` as in a startup message. If the host is full, the
     /// nodes close idle servers of tenants and connecting is retried.
-    ///
-    /// # Errors
-    /// [`AdminError::Connect`].
     pub async fn connect_as(
         &self,
         user: &str,
@@ -242,9 +235,6 @@ pub(in crate::control_path) fn is_database_full(error: &AdminError) -> bool {
 impl HostSession {
     /// The same session of `admin`. A tenant's transaction in the way of its statements is ended after
     /// [`host_locks`](super::host_locks)' patience.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`].
     pub(in crate::control_path) async fn before_tenants(
         mut self,
         admin: &HostAdmin,
@@ -261,17 +251,11 @@ impl HostSession {
     }
 
     /// Runs one or several statements and ignores rows.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`], naming `doing`.
     pub async fn run(&self, doing: impl Display, sql: &str) -> Result<(), AdminError> {
         self.done(self.client.batch_execute(sql)).await.map_err(|cause| self.refused(doing, cause))
     }
 
     /// Rows of one statement.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`], naming `doing`.
     pub async fn query(
         &self,
         doing: impl Display,
@@ -282,9 +266,6 @@ impl HostSession {
     }
 
     /// The first column of all rows; `sql` makes it text.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`], naming `doing`.
     pub async fn texts(
         &self,
         doing: impl Display,
@@ -295,18 +276,10 @@ impl HostSession {
     }
 
     /// The privileges of the administrator.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`].
     pub async fn rights(&self) -> Result<AdminRights, AdminError> {
-        let rows = self
-            .query(
-                "asking for the administrator's rights",
-                "SELECT pg_catalog.current_setting('server_version_num')::int4, rolsuper, rolcreatedb, rolcreaterole
-                 FROM pg_catalog.pg_roles WHERE rolname = current_user",
-                &[],
-            )
-            .await?;
+        let sql = "SELECT pg_catalog.current_setting('server_version_num')::int4, rolsuper, rolcreatedb, rolcreaterole
+                   FROM pg_catalog.pg_roles WHERE rolname = current_user";
+        let rows = self.query("asking for the administrator's rights", sql, &[]).await?;
         let Some(row) = rows.first() else {
             return Err(AdminError::Refused(format!("host {:?} does not know its own user", self.host)));
         };
@@ -319,9 +292,6 @@ impl HostSession {
     }
 
     /// Runs a text of the tenant or operator as a simple query.
-    ///
-    /// # Errors
-    /// The server's error.
     pub async fn run_text(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         self.client.batch_execute(sql).await
     }
@@ -362,9 +332,6 @@ impl HostSession {
     }
 
     /// Copies the rows of `out` (a COPY … TO STDOUT) to `into` (a COPY … FROM STDIN) at `other`.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`], naming `doing`.
     pub async fn copy_to(
         &self,
         other: &Self,
@@ -381,9 +348,6 @@ impl HostSession {
     }
 
     /// `current_database` and `current_user`, as the server reports them.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`].
     pub async fn identity(&self) -> Result<(String, String), AdminError> {
         let said = self
             .client

@@ -64,8 +64,6 @@ pub(in crate::control_path) struct Waiting {
 }
 
 impl Waiting {
-    /// # Errors
-    /// The host.
     pub async fn of(admin: &HostAdmin, session: &HostSession) -> Result<Self, AdminError> {
         let rows = session.query("asking for the process", "SELECT pg_catalog.pg_backend_pid()", &[]).await?;
         let pid = rows.first().map_or(0, |row| row.get(0));
@@ -182,9 +180,6 @@ pub(in crate::control_path) struct Prepared {
 
 impl Prepared {
     /// Prepared transactions of the host that belong to `role` or are in `database`.
-    ///
-    /// # Errors
-    /// The host.
     pub async fn of(session: &HostSession, role: &str, database: &str) -> Result<Vec<Self>, AdminError> {
         let sql =
             "SELECT gid, owner::pg_catalog.text, database::pg_catalog.text FROM pg_catalog.pg_prepared_xacts

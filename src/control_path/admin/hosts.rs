@@ -7,7 +7,7 @@ use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 
 use super::{
     actor::{Actor, AdminError, nearest},
-    fields::described,
+    fields::{described, from_row},
     host_connection::HostAdmin,
     tenants::SERVERS_MAX,
 };
@@ -95,16 +95,8 @@ const ADDRESS_BYTES_MAX: usize = 255;
 const PATH_BYTES_MAX: usize = 4096;
 
 /// Keys of `host set`.
-const SETTINGS: [&str; 8] = [
-    "address",
-    "port",
-    "tls_mode",
-    "tls_root_ca",
-    "admin_user",
-    "admin_database",
-    "max_connections",
-    "accepts_tenants",
-];
+const SETTINGS: &str =
+    "address port tls_mode tls_root_ca admin_user admin_database max_connections accepts_tenants";
 
 const SUMMARY: &str = "SELECT name, address, port, tls_mode, tls_root_ca, admin_user, admin_database,
     sealed_admin_password IS NOT NULL AS has_password, max_connections, accepts_tenants,
@@ -112,9 +104,6 @@ const SUMMARY: &str = "SELECT name, address, port, tls_mode, tls_root_ca, admin_
     FROM pglobby.hosts h";
 
 /// All hosts, by name.
-///
-/// # Errors
-/// The central database.
 pub async fn list(actor: &Actor) -> Result<Vec<HostSummary>, AdminError> {
     let client = actor.central.client().await?;
     let rows = client.query(&format!("{SUMMARY} ORDER BY name"), &[]).await?;
@@ -122,19 +111,10 @@ pub async fn list(actor: &Actor) -> Result<Vec<HostSummary>, AdminError> {
 }
 
 fn summary(row: &Row) -> HostSummary {
-    HostSummary {
-        name: row.get("name"),
-        address: row.get("address"),
-        port: row.get("port"),
-        tls_mode: row.get("tls_mode"),
-        tls_root_ca: row.get("tls_root_ca"),
-        admin_user: row.get("admin_user"),
-        admin_database: row.get("admin_database"),
-        has_password: row.get("has_password"),
-        max_connections: row.get("max_connections"),
-        accepts_tenants: row.get("accepts_tenants"),
-        tenants: row.get("tenants"),
-    }
+    from_row!(row => HostSummary {
+        name, address, port, tls_mode, tls_root_ca, admin_user, admin_database, has_password,
+        max_connections, accepts_tenants, tenants
+    })
 }
 
 /// Registers a host after connecting to it and checking its administrator's privileges.
@@ -158,7 +138,7 @@ pub async fn add(actor: &Actor, host: &NewHost) -> Result<HostReport, AdminError
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let port = i32::from(host.port);
-    let max_connections = to_integer("max_connections", host.max_connections)?;
+    let max_connections = host.max_connections.and_then(|limit| i32::try_from(limit).ok());
     let inserted = transaction
         .execute(
             "INSERT INTO pglobby.hosts (name, address, port, tls_mode, tls_root_ca, admin_user, admin_database,
@@ -189,8 +169,7 @@ pub async fn add(actor: &Actor, host: &NewHost) -> Result<HostReport, AdminError
     seal_password(actor, &transaction, &host.name, host.admin_password.as_ref()).await?;
     let report = look_at(actor, &transaction, &host.name).await?;
     let detail = json!({ "host": host.name, "address": host.address, "admin_user": host.admin_user });
-    actor.audit(&transaction, "host.add", None, &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "host.add", None, &detail).await?;
     Ok(report)
 }
 
@@ -207,8 +186,8 @@ pub async fn set(
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     for (key, value) in settings {
-        let Some(column) = SETTINGS.iter().find(|setting| *setting == key) else {
-            return Err(unknown_setting(key, &SETTINGS));
+        let Some(column) = SETTINGS.split_whitespace().find(|setting| setting == key) else {
+            return Err(unknown_setting(key, &SETTINGS.split_whitespace().collect::<Vec<_>>()));
         };
         let value = Some(value.trim()).filter(|value| !value.is_empty());
         let value = checked(column, value)?;
@@ -222,8 +201,7 @@ pub async fn set(
     let report = look_at(actor, &transaction, name).await?;
     let changed: Vec<&String> = settings.iter().map(|(key, _)| key).collect();
     let detail = json!({ "host": name, "changed": changed, "password": password.is_some() });
-    actor.audit(&transaction, "host.set", None, &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "host.set", None, &detail).await?;
     Ok(report)
 }
 
@@ -267,9 +245,6 @@ fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send
 
 /// Removes a host without living tenants, and the tombstones of dropped ones. The cluster itself is not
 /// changed.
-///
-/// # Errors
-/// No such host, or tenants live on it.
 pub async fn remove(actor: &Actor, name: &str) -> Result<(), AdminError> {
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
@@ -290,17 +265,12 @@ pub async fn remove(actor: &Actor, name: &str) -> Result<(), AdminError> {
     }
     transaction.execute("DELETE FROM pglobby.tenants WHERE host = $1", &[&name]).await?;
     transaction.execute("DELETE FROM pglobby.hosts WHERE name = $1", &[&name]).await?;
-    actor.audit(&transaction, "host.remove", None, &json!({ "host": name })).await?;
-    transaction.commit().await?;
-    Ok(())
+    actor.commit(transaction, "host.remove", None, &json!({ "host": name })).await
 }
 
 /// Revokes CONNECT and TEMP from PUBLIC on `postgres`, `template1` and the databases named, which every
 /// role may enter by default. Only for a cluster of one's own: roles of other applications lose access too.
 /// Returns the databases that were changed.
-///
-/// # Errors
-/// The host.
 pub async fn close_to_public(
     actor: &Actor,
     name: &str,
@@ -329,7 +299,6 @@ const OPEN_TO_PUBLIC: &str = "SELECT datname::text FROM pg_catalog.pg_database
         WHERE a.grantee = 0 AND a.privilege_type = 'CONNECT')
     ORDER BY datname";
 
-/// Goes there and looks.
 async fn look_at(actor: &Actor, client: &impl GenericClient, name: &str) -> Result<HostReport, AdminError> {
     let admin = HostAdmin::load(actor, client, name).await?;
     let session = admin.connect().await?;
@@ -365,13 +334,6 @@ async fn seal_password(
     Ok(())
 }
 
-fn to_integer(what: &str, number: Option<u32>) -> Result<Option<i32>, AdminError> {
-    number
-        .map(i32::try_from)
-        .transpose()
-        .map_err(|_| AdminError::Invalid(format!("{what} is at most {}", i32::MAX)))
-}
-
 /// The error for a key that is none of `known`.
 pub(in crate::control_path) fn unknown_setting(key: &str, known: &[&str]) -> AdminError {
     let near = nearest(key, known.iter().copied()).map(|near| format!("; did you mean {near:?}?"));
@@ -380,9 +342,4 @@ pub(in crate::control_path) fn unknown_setting(key: &str, known: &[&str]) -> Adm
         near.unwrap_or_default(),
         known.join(", ")
     ))
-}
-
-/// The message for a value that the schema refuses.
-pub(in crate::control_path) fn invalid(error: &tokio_postgres::Error) -> AdminError {
-    AdminError::Invalid(super::actor::server_words(error))
 }

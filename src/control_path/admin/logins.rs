@@ -14,7 +14,7 @@ use self::grants::grant_each;
 pub use self::grants::{grant, revoke};
 use super::{
     actor::{Actor, AdminError},
-    fields::{FieldKind, FieldType, described},
+    fields::{FieldKind, FieldType, described, from_row},
     hosts::unknown_setting,
     tenants::{id_of, parse_networks},
 };
@@ -126,9 +126,6 @@ pub(in crate::control_path) const LIVING: &str =
     "NOT EXISTS (SELECT FROM pglobby.tenants b WHERE b.id = tenant_id AND b.status = 'dropped')";
 
 /// All logins by name, or those of one tenant, services with a grant for it included.
-///
-/// # Errors
-/// The central database.
 pub async fn list(actor: &Actor, tenant: Option<&str>) -> Result<Vec<LoginSummary>, AdminError> {
     let client = actor.central.client().await?;
     let sql = format!(
@@ -141,9 +138,6 @@ pub async fn list(actor: &Actor, tenant: Option<&str>) -> Result<Vec<LoginSummar
 }
 
 /// One login.
-///
-/// # Errors
-/// [`AdminError::NotFound`].
 pub async fn show(actor: &Actor, name: &str) -> Result<LoginSummary, AdminError> {
     let client = actor.central.client().await?;
     match client.query_opt(&format!("{SUMMARY} WHERE l.name = $1 AND {LIVING}"), &[&name]).await? {
@@ -153,19 +147,10 @@ pub async fn show(actor: &Actor, name: &str) -> Result<LoginSummary, AdminError>
 }
 
 fn summary(row: &Row) -> LoginSummary {
-    LoginSummary {
-        name: row.get("name"),
-        tenant: row.get("tenant"),
-        kind: row.get("kind"),
-        access: row.get("access"),
-        may_add_logins: row.get("may_add_logins"),
-        all_tenants: row.get("all_tenants"),
-        tenants: serde_json::from_value(row.get("tenants")).unwrap_or_default(),
-        valid_until: row.get("valid_until"),
-        disabled_at: row.get("disabled_at"),
-        allow_from: row.get("allow_from"),
-        created_at: row.get("created_at"),
-    }
+    from_row!(row => LoginSummary {
+        name, tenant, kind, access, may_add_logins, all_tenants, valid_until, disabled_at, allow_from,
+        created_at; tenants: serde_json::from_value(row.get("tenants")).unwrap_or_default()
+    })
 }
 
 /// Creates a login.
@@ -184,9 +169,13 @@ pub async fn create(actor: &Actor, login: &NewLogin) -> Result<LoginSummary, Adm
 
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
-    let tenant_id = match &login.kind {
-        NewLoginKind::Employee { tenant } => Some(id_of(actor, &transaction, tenant).await?),
+    let tenant = match &login.kind {
+        NewLoginKind::Employee { tenant } => Some(tenant.as_str()),
         _ => None,
+    };
+    let tenant_id = match tenant {
+        Some(tenant) => Some(id_of(actor, &transaction, tenant).await?),
+        None => None,
     };
     let buried = format!("DELETE FROM pglobby.logins WHERE name = $1 AND NOT {LIVING}");
     transaction.execute(&buried, &[&login.name]).await?;
@@ -220,13 +209,8 @@ pub async fn create(actor: &Actor, login: &NewLogin) -> Result<LoginSummary, Adm
     if let NewLoginKind::Service { tenants, .. } = &login.kind {
         grant_each(actor, &transaction, login_id, tenants, login.read_only).await?;
     }
-    let tenant = match &login.kind {
-        NewLoginKind::Employee { tenant } => Some(tenant.as_str()),
-        _ => None,
-    };
     let detail = json!({ "login": login.name, "kind": kind, "access": access(login.read_only) });
-    actor.audit(&transaction, "login.create", tenant, &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "login.create", tenant, &detail).await?;
     drop(client);
     show(actor, &login.name).await
 }
@@ -249,9 +233,6 @@ fn verifier_of(password: &SecretString) -> Result<SecretString, AdminError> {
 }
 
 /// Sets a login's password.
-///
-/// # Errors
-/// No such login, or the password cannot be.
 pub async fn set_password(
     actor: &Actor,
     name: &str,
@@ -264,9 +245,6 @@ pub async fn set_password(
 
 /// Sets a login's own verifier if its present one is among `before`; `false`: it is not, or the login is
 /// refused. So a session that an operator is about to end cannot take the login back.
-///
-/// # Errors
-/// The central database.
 pub(in crate::control_path) async fn change_own_verifier(
     actor: &Actor,
     login: &Login,
@@ -316,8 +294,7 @@ pub async fn set(
     let mut detail: serde_json::Map<_, _> =
         settings.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
     detail.insert("login".to_owned(), name.into());
-    actor.audit(&transaction, "login.set", None, &detail.into()).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "login.set", None, &detail.into()).await?;
     drop(client);
     show(actor, name).await
 }
@@ -360,9 +337,6 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
 }
 
 /// Whether the login `name` is an administrator's.
-///
-/// # Errors
-/// The central database.
 pub async fn is_admin(actor: &Actor, name: &str) -> Result<bool, AdminError> {
     let sql = "SELECT kind = 'admin' FROM pglobby.logins WHERE name = $1";
     let row = actor.central.client().await?.query_opt(sql, &[&name]).await?;
@@ -370,9 +344,6 @@ pub async fn is_admin(actor: &Actor, name: &str) -> Result<bool, AdminError> {
 }
 
 /// Disables or enables a login.
-///
-/// # Errors
-/// No such login.
 pub async fn set_disabled(actor: &Actor, name: &str, disabled: bool) -> Result<LoginSummary, AdminError> {
     let action = if disabled { "login.disable" } else { "login.enable" };
     // A second call keeps the time of the first.
@@ -396,16 +367,12 @@ where
     if transaction.execute(&sql, &[&name, value]).await? == 0 {
         return Err(missing(actor, &transaction, name).await);
     }
-    actor.audit(&transaction, action, None, &json!({ "login": name })).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, action, None, &json!({ "login": name })).await?;
     drop(client);
     show(actor, name).await
 }
 
 /// Removes a login and its grants.
-///
-/// # Errors
-/// No such login.
 pub async fn drop_login(actor: &Actor, name: &str) -> Result<(), AdminError> {
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
@@ -413,9 +380,7 @@ pub async fn drop_login(actor: &Actor, name: &str) -> Result<(), AdminError> {
     if transaction.execute(&sql, &[&name]).await? == 0 {
         return Err(missing(actor, &transaction, name).await);
     }
-    actor.audit(&transaction, "login.drop", None, &json!({ "login": name })).await?;
-    transaction.commit().await?;
-    Ok(())
+    actor.commit(transaction, "login.drop", None, &json!({ "login": name })).await
 }
 
 async fn missing(actor: &Actor, client: &impl GenericClient, name: &str) -> AdminError {

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 
 use super::{
     actor::{Actor, AdminError},
-    fields::described,
+    fields::{described, from_row},
 };
 
 described! {
@@ -49,9 +49,6 @@ const SUMMARY: &str =
     FROM pglobby.operations o LEFT JOIN pglobby.tenants t ON t.id = o.tenant_id";
 
 /// The newest `limit` operations with an id below `before`, of `tenant` or in `status` only if given.
-///
-/// # Errors
-/// The central database.
 pub async fn list(
     actor: &Actor,
     tenant: Option<&str>,
@@ -69,9 +66,6 @@ pub async fn list(
 }
 
 /// One of them.
-///
-/// # Errors
-/// [`AdminError::NotFound`].
 pub async fn show(actor: &Actor, id: i64) -> Result<OperationSummary, AdminError> {
     let client = actor.central.client().await?;
     match client.query_opt(&format!("{SUMMARY} WHERE o.id = $1"), &[&id]).await? {
@@ -81,9 +75,6 @@ pub async fn show(actor: &Actor, id: i64) -> Result<OperationSummary, AdminError
 }
 
 /// Records an error in the row, unless there is one already.
-///
-/// # Errors
-/// The central database.
 pub async fn note_error(actor: &Actor, id: i64, error: &AdminError) -> Result<(), AdminError> {
     let client = actor.central.client().await?;
     let sql = "UPDATE pglobby.operations SET error = coalesce(error, $2), updated_at = now(),
@@ -94,15 +85,7 @@ pub async fn note_error(actor: &Actor, id: i64, error: &AdminError) -> Result<()
 }
 
 fn summary(row: &Row) -> OperationSummary {
-    OperationSummary {
-        id: row.get("id"),
-        kind: row.get("kind"),
-        tenant: row.get("tenant"),
-        status: row.get("status"),
-        step: row.get("step"),
-        error: row.get("error"),
-        actor: row.get("actor"),
-        started_at: row.get("started_at"),
-        updated_at: row.get("updated_at"),
-    }
+    from_row!(row => OperationSummary {
+        id, kind, tenant, status, step, error, actor, started_at, updated_at
+    })
 }

@@ -66,9 +66,6 @@ pub struct Restorer<'a> {
 
 impl CopyPrograms {
     /// Programs of the server's version or a newer one.
-    ///
-    /// # Errors
-    /// There are none on this machine.
     pub async fn for_server(session: &HostSession) -> Result<Self, AdminError> {
         let major = u32::try_from(session.rights().await?.server_version / 10_000).unwrap_or_default();
         let found = PostgresBinaries::find_major(None, major).or_else(|_| PostgresBinaries::find(None));
@@ -187,9 +184,6 @@ impl CopyPrograms {
     }
 
     /// The definitions in `database`, without rows, owners and privileges.
-    ///
-    /// # Errors
-    /// pg_dump's own words.
     pub async fn definitions(
         &self,
         admin: &HostAdmin,
@@ -207,9 +201,6 @@ impl CopyPrograms {
     }
 
     /// The same as SQL, to be compared; without publications and subscriptions.
-    ///
-    /// # Errors
-    /// pg_restore's own words.
     pub async fn statements(&self, definitions: &Definitions) -> Result<String, AdminError> {
         let mut restore = Command::new(self.binaries.program("pg_restore"));
         restore.args([
@@ -243,9 +234,6 @@ impl CopyPrograms {
     }
 
     /// Copies rows of all tables except `left_out` (quoted names), values of sequences, and large objects.
-    ///
-    /// # Errors
-    /// Either program's own words.
     pub async fn copy_rows(
         &self,
         from: &HostAdmin,
@@ -323,9 +311,6 @@ async fn fed(restore: &mut Command, archive: &[u8]) -> Result<Vec<u8>, AdminErro
 }
 
 /// Refuses a file that exists.
-///
-/// # Errors
-/// It is there, or its folder is not.
 pub fn refuse_existing(file: &Path) -> Result<(), AdminError> {
     if file.exists() {
         return Err(AdminError::Exists(format!("{} exists already; name another file", file.display())));

@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Row};
 
 use super::{
     actor::{Actor, AdminError},
+    fields::from_row,
     host_connection::{HostAdmin, StatementResult},
     tenants::missing,
 };
@@ -51,7 +52,6 @@ pub struct TenantOutcome {
     pub elapsed_ms: u64,
 }
 
-/// A tenant to run it on.
 struct RunTarget {
     id: i64,
     name: String,
@@ -103,8 +103,8 @@ async fn targets(
     client: &Client,
     selection: &TenantSelection,
 ) -> Result<Vec<RunTarget>, AdminError> {
-    let open =
-        "SELECT id, name, host, database, username, sealed_password, grants_pending, status FROM pglobby.tenants
+    let open = "SELECT id, name, host, database, username AS role, sealed_password AS sealed, grants_pending,
+                       status = 'suspended' AS suspended FROM pglobby.tenants
                 WHERE status IN ('active', 'suspended') AND sealed_password IS NOT NULL
                   AND ($1::text[] IS NULL OR name = ANY ($1)) ORDER BY name";
     let names = match selection {
@@ -129,16 +129,7 @@ async fn targets(
 }
 
 fn target(row: &Row) -> RunTarget {
-    RunTarget {
-        id: row.get("id"),
-        name: row.get("name"),
-        host: row.get("host"),
-        database: row.get("database"),
-        role: row.get("username"),
-        sealed: row.get("sealed_password"),
-        grants_pending: row.get("grants_pending"),
-        suspended: row.get::<_, &str>("status") == "suspended",
-    }
+    from_row!(row => RunTarget { id, name, host, database, role, sealed, grants_pending, suspended })
 }
 
 async fn run_one(actor: &Actor, target: RunTarget, sql: &str) -> TenantOutcome {

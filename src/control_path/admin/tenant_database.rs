@@ -53,9 +53,6 @@ WHERE d.datname = $1 AND d.datconnlimit >= 0
 impl HostAdmin {
     /// A session of the administrator in its own database, for changes of roles and databases. Tenants'
     /// transactions in its way are ended.
-    ///
-    /// # Errors
-    /// [`AdminError::Connect`] or [`AdminError::Host`].
     pub async fn connect(&self) -> Result<HostSession, AdminError> {
         let session = self.connect_as(&self.user, self.password.as_ref(), &self.database, STEERED).await?;
         session.before_tenants(self).await
@@ -162,7 +159,6 @@ fn event_triggers_are_off(rights: AdminRights) -> bool {
     rights.superuser && rights.server_version >= LOGIN_TRIGGERS_SINCE
 }
 
-/// Options of the administrator's session in a tenant's database.
 fn options(rights: AdminRights, user: &str) -> String {
     let mut options = STEERED.to_owned();
     if rights.server_version >= IDLE_TIMEOUT_SINCE {

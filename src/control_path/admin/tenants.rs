@@ -9,9 +9,9 @@ use time::OffsetDateTime;
 use tokio_postgres::{Client, GenericClient, Row, types::ToSql};
 
 use super::{
-    actor::{Actor, AdminError},
-    fields::described,
-    hosts::{invalid, unknown_setting},
+    actor::{Actor, AdminError, server_words},
+    fields::{described, from_row},
+    hosts::unknown_setting,
 };
 use crate::{
     config::{PoolMode, units},
@@ -80,9 +80,6 @@ const SUMMARY: &str = "SELECT name, status, status_reason, host, database, usern
     FROM pglobby.tenants t";
 
 /// All tenants by name, with tombstones if `dropped_too`.
-///
-/// # Errors
-/// The central database.
 pub async fn list(actor: &Actor, dropped_too: bool) -> Result<Vec<TenantSummary>, AdminError> {
     let client = actor.central.client().await?;
     let sql = format!("{SUMMARY} WHERE $1 OR status <> 'dropped' ORDER BY name, id");
@@ -90,9 +87,6 @@ pub async fn list(actor: &Actor, dropped_too: bool) -> Result<Vec<TenantSummary>
 }
 
 /// The living tenant of that name, or its latest tombstone.
-///
-/// # Errors
-/// [`AdminError::NotFound`].
 pub async fn show(actor: &Actor, name: &str) -> Result<TenantSummary, AdminError> {
     let client = actor.central.client().await?;
     let sql = format!("{SUMMARY} WHERE name = $1 ORDER BY status = 'dropped', id DESC LIMIT 1");
@@ -104,26 +98,11 @@ pub async fn show(actor: &Actor, name: &str) -> Result<TenantSummary, AdminError
 
 fn summary(row: &Row) -> TenantSummary {
     let timeout: Option<i64> = row.get("statement_timeout_ms");
-    TenantSummary {
-        name: row.get("name"),
-        status: row.get("status"),
-        status_reason: row.get("status_reason"),
-        host: row.get("host"),
-        database: row.get("database"),
-        username: row.get("username"),
-        ro_username: row.get("ro_username"),
-        pool_mode: row.get("pool_mode"),
-        pool_size: row.get("pool_size"),
-        min_pool_size: row.get("min_pool_size"),
-        max_clients: row.get("max_clients"),
-        statement_timeout: timeout.map(in_words),
-        allow_from: row.get("allow_from"),
-        adopted: row.get("adopted"),
-        grants_pending: row.get("grants_pending"),
-        logins: row.get("logins"),
-        created_at: row.get("created_at"),
-        updated_at: row.get("updated_at"),
-    }
+    from_row!(row => TenantSummary {
+        name, status, status_reason, host, database, username, ro_username, pool_mode, pool_size,
+        min_pool_size, max_clients, allow_from, adopted, grants_pending, logins, created_at, updated_at;
+        statement_timeout: timeout.map(in_words)
+    })
 }
 
 /// In the form that `tenant set` takes.
@@ -153,8 +132,7 @@ pub async fn set(
     }
     let changed: serde_json::Map<_, _> =
         settings.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
-    actor.audit(&transaction, "tenant.set", Some(name), &changed.into()).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "tenant.set", Some(name), &changed.into()).await?;
     drop(client);
     show(actor, name).await
 }
@@ -165,7 +143,7 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
         let sql = format!("UPDATE pglobby.tenants SET {assignment} WHERE name = $1 AND status <> 'dropped'");
         client.execute(&sql, &[&name, value]).await.map_err(|error| match error.code() {
             Some(code) if code.code().starts_with("22") || code.code().starts_with("23") => {
-                AdminError::Invalid(format!("{key}={value:?} cannot be: {}", invalid(&error)))
+                AdminError::Invalid(format!("{key}={value:?} cannot be: {}", server_words(&error)))
             }
             _ => error.into(),
         })
@@ -216,9 +194,6 @@ fn parse_timeout(text: &str) -> Result<i64, AdminError> {
 }
 
 /// Networks such as `10.0.0.0/8` or single addresses, in the form that `cidr` takes.
-///
-/// # Errors
-/// [`AdminError::Invalid`].
 pub fn parse_networks<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<String>, AdminError> {
     texts.map(str::trim).filter(|text| !text.is_empty()).map(parse_network).collect()
 }
@@ -246,6 +221,13 @@ pub enum SuspendSessions {
     EndAfterTransaction,
 }
 
+impl SuspendSessions {
+    /// From a flag.
+    pub fn ending(after_transaction: bool) -> Self {
+        if after_transaction { Self::EndAfterTransaction } else { Self::EndNow }
+    }
+}
+
 /// Suspends a tenant; clients read `reason`. A second call changes the reason or `sessions`.
 ///
 /// # Errors
@@ -264,9 +246,6 @@ pub async fn suspend(
 }
 
 /// Resumes a suspended tenant; an active one stays active.
-///
-/// # Errors
-/// It is neither.
 pub async fn resume(actor: &Actor, name: &str) -> Result<TenantSummary, AdminError> {
     role_attributes::let_in(actor, name).await;
     change_status(actor, name, &["suspended", "active"], "active", None, false).await
@@ -282,13 +261,9 @@ async fn change_status(
 ) -> Result<TenantSummary, AdminError> {
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
-    let changed = transaction
-        .execute(
-            "UPDATE pglobby.tenants SET status = $2, status_reason = $3, drain = $5
-             WHERE name = $1 AND status = ANY ($4)",
-            &[&name, &to, &reason, &from, &drain],
-        )
-        .await?;
+    let sql = "UPDATE pglobby.tenants SET status = $2, status_reason = $3, drain = $5
+               WHERE name = $1 AND status = ANY ($4)";
+    let changed = transaction.execute(sql, &[&name, &to, &reason, &from, &drain]).await?;
     if changed == 0 {
         drop(transaction);
         drop(client);
@@ -296,8 +271,7 @@ async fn change_status(
         return Err(AdminError::Refused(format!("tenant {name:?} is {status}, so it cannot become {to}")));
     }
     let action = if to == "active" { "tenant.resume" } else { "tenant.suspend" };
-    actor.audit(&transaction, action, Some(name), &json!({ "reason": reason, "drain": drain })).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, action, Some(name), &json!({ "reason": reason, "drain": drain })).await?;
     drop(client);
     show(actor, name).await
 }
@@ -313,9 +287,6 @@ pub(in crate::control_path) async fn missing(
 }
 
 /// The id of a living tenant.
-///
-/// # Errors
-/// [`AdminError::NotFound`].
 pub(in crate::control_path) async fn id_of(
     actor: &Actor,
     client: &impl GenericClient,

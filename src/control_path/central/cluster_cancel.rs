@@ -72,9 +72,6 @@ pub fn messenger(central: Central, queue_max: usize) -> ClusterCancel {
 
 /// Asks all nodes to close idle servers on a host, to make room for an admin connection. There is no
 /// answer; the caller tries to connect again.
-///
-/// # Errors
-/// [`CentralError`].
 pub async fn ask_for_room(central: &Central, host: &str) -> Result<(), CentralError> {
     tell(central, FULL_CHANNEL, host).await
 }

@@ -41,6 +41,7 @@ struct Shared {
 
 /// Errors of the central database. Logged; never sent to a client.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum CentralError {
     /// Certificates.
     #[error("central database: {0}")]
@@ -50,20 +51,10 @@ pub enum CentralError {
     Setup(String),
     /// No connection.
     #[error("cannot connect to the central database {url}: {}", causes(cause))]
-    Connect {
-        /// URL without a password.
-        url: String,
-        /// Why.
-        cause: tokio_postgres::Error,
-    },
+    Connect { url: String, cause: tokio_postgres::Error },
     /// All connections stayed busy, or the server did not answer.
     #[error("the central database {url} did not answer within {waited:?} (central_timeout)")]
-    TimedOut {
-        /// URL without a password.
-        url: String,
-        /// `central_timeout`.
-        waited: Duration,
-    },
+    TimedOut { url: String, waited: Duration },
     /// A query failed.
     #[error("central database: {}", causes(.0))]
     Query(#[from] tokio_postgres::Error),
@@ -100,9 +91,6 @@ impl CentralError {
 
 impl Central {
     /// Prepares the pool without connecting.
-    ///
-    /// # Errors
-    /// Certificate files that cannot be read.
     pub fn open(config: &Config) -> Result<Self, CentralError> {
         let tls = CentralTlsConnector::new(&config.central.tls)?;
         let timeout = config.timeouts.central;
@@ -140,9 +128,6 @@ impl Central {
     /// A connection outside the pool to `database` on the central cluster, without a statement timeout: for
     /// long work such as creating or migrating a database. A task on the current runtime drives it until it
     /// is dropped.
-    ///
-    /// # Errors
-    /// [`CentralError::Connect`] or [`CentralError::TimedOut`].
     pub async fn connect_to(&self, database: &str) -> Result<Client, CentralError> {
         let mut connection = self.shared.connection.clone();
         connection.dbname(database);
@@ -156,9 +141,6 @@ impl Central {
     }
 
     /// A connection outside the pool for LISTEN, and its driver, which the caller polls.
-    ///
-    /// # Errors
-    /// [`CentralError::Connect`] or [`CentralError::TimedOut`].
     pub async fn connect_undriven(
         &self,
     ) -> Result<(Client, Connection<Socket, CentralTlsStream<Socket>>), CentralError> {
@@ -211,7 +193,6 @@ impl std::fmt::Debug for Central {
     }
 }
 
-/// Settings of every connection to the central database.
 fn session_settings(config: &Config) -> tokio_postgres::Config {
     let mut connection = config.central.connection.clone();
     if let Some(password) = &config.central.password {

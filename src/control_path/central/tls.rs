@@ -31,9 +31,6 @@ pub struct CentralTlsConnector {
 impl CentralTlsConnector {
     /// Reads the certificate authorities and decides how much of a certificate is verified, as `sslmode`
     /// means in libpq.
-    ///
-    /// # Errors
-    /// [`TlsError`] where authorities are needed and cannot be read.
     pub fn new(tls: &CentralTls) -> Result<Self, TlsError> {
         let trust = match (tls.mode, &tls.root_ca) {
             (TlsMode::VerifyFull, _) => Trust::AuthorityAndName,

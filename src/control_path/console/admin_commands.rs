@@ -84,7 +84,6 @@ fn syntax_error(message: impl Into<String>) -> ConsoleError {
     ConsoleError::new("42601", message).hint("SHOW HELP lists what the console understands.")
 }
 
-/// Reads a statement piece by piece.
 struct Reader<'a> {
     rest: &'a [Piece],
 }
@@ -156,19 +155,21 @@ impl Reader<'_> {
 
     fn command(&mut self) -> Result<AdminCommand, ConsoleError> {
         if self.takes("create tenant") {
-            self.create_tenant()
+            let name = self.name("a name")?;
+            let [host, template, database] = self.options(["host", "template", "database"])?;
+            let schema = Vec::new();
+            Ok(AdminCommand::CreateTenant(CreateTenant { name, host, database, template, schema }))
         } else if self.takes("adopt tenant") {
-            self.adopt_tenant()
+            let name = self.name("a name")?;
+            let [host, database, owner] = self.options(["host", "database", "owner"])?;
+            Ok(AdminCommand::AdoptTenant(AdoptTenant { name, host, database, owner }))
         } else if self.takes("alter tenant") {
             let name = self.name("a tenant")?;
             self.needs("set")?;
             Ok(AdminCommand::SetTenant { name, settings: self.settings()? })
         } else if self.takes("suspend tenant") {
             let (name, reason) = (self.name("a tenant")?, self.option("reason")?);
-            let sessions = match self.takes("after transaction") {
-                true => SuspendSessions::EndAfterTransaction,
-                false => SuspendSessions::EndNow,
-            };
+            let sessions = SuspendSessions::ending(self.takes("after transaction"));
             Ok(AdminCommand::SuspendTenant { name, reason, sessions })
         } else if self.takes("resume tenant") {
             Ok(AdminCommand::ResumeTenant { name: self.name("a tenant")? })
@@ -182,13 +183,8 @@ impl Reader<'_> {
             self.move_tenant()
         } else if self.takes("drop tenant") {
             let name = self.name("a tenant")?;
-            let database = if self.takes("with database") {
-                DropDatabase::Always
-            } else if self.takes("leave host") {
-                DropDatabase::Left
-            } else {
-                DropDatabase::IfOurs
-            };
+            let with_database = self.takes("with database");
+            let database = DropDatabase::of(!with_database && self.takes("leave host"), with_database);
             Ok(AdminCommand::DropTenant { name, database, final_dump: None })
         } else if self.takes("create login") {
             self.create_login()
@@ -209,32 +205,18 @@ impl Reader<'_> {
         }
     }
 
-    fn create_tenant(&mut self) -> Result<AdminCommand, ConsoleError> {
-        let mut wanted = CreateTenant { name: self.name("a name")?, ..CreateTenant::default() };
+    /// The values after these keywords, which may come in any order.
+    fn options<const N: usize>(&mut self, keywords: [&str; N]) -> Result<[Option<String>; N], ConsoleError> {
+        let mut values = [const { None }; N];
         loop {
-            if let Some(host) = self.option("host")? {
-                wanted.host = Some(host);
-            } else if let Some(template) = self.option("template")? {
-                wanted.template = Some(template);
-            } else if let Some(database) = self.option("database")? {
-                wanted.database = Some(database);
-            } else {
-                return Ok(AdminCommand::CreateTenant(wanted));
+            let before = self.rest.len();
+            for (keyword, value) in keywords.into_iter().zip(&mut values) {
+                if let Some(given) = self.option(keyword)? {
+                    *value = Some(given);
+                }
             }
-        }
-    }
-
-    fn adopt_tenant(&mut self) -> Result<AdminCommand, ConsoleError> {
-        let mut wanted = AdoptTenant { name: self.name("a name")?, ..AdoptTenant::default() };
-        loop {
-            if let Some(host) = self.option("host")? {
-                wanted.host = Some(host);
-            } else if let Some(database) = self.option("database")? {
-                wanted.database = Some(database);
-            } else if let Some(owner) = self.option("owner")? {
-                wanted.owner = Some(owner);
-            } else {
-                return Ok(AdminCommand::AdoptTenant(wanted));
+            if self.rest.len() == before {
+                return Ok(values);
             }
         }
     }

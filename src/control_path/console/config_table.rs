@@ -1,9 +1,9 @@
 //! SHOW CONFIG: every key of `proxy.toml` with its present value and its default.
 
-use std::{fmt::Display, time::Duration};
+use std::fmt::Display;
 
-use super::table::{Cell, Kind, Table};
-use crate::config::Config;
+use super::table::{Cell, Table};
+use crate::config::{Config, Setting, Shown as _, Timeouts};
 
 /// Whether RELOAD applies a change; otherwise a restart does.
 const CHANGEABLE: bool = true;
@@ -11,12 +11,7 @@ const AT_START: bool = false;
 
 /// SHOW CONFIG. Contains no secrets.
 pub fn show(config: &Config) -> Table {
-    let mut table = Table::new(&[
-        ("key", Kind::Text),
-        ("value", Kind::Text),
-        ("default", Kind::Text),
-        ("changeable", Kind::Text),
-    ]);
+    let mut table = Table::new("key value default changeable");
     let default = Config::read("[central]\nurl = \"postgres://master@127.0.0.1/central\"", None, &|_| None);
     let defaults = default.as_ref().map(entries).unwrap_or_default();
     for (at, (key, value, changeable)) in entries(config).into_iter().enumerate() {
@@ -31,16 +26,19 @@ pub fn show(config: &Config) -> Table {
     table
 }
 
-type Entry = (&'static str, String, bool);
-
-fn entries(config: &Config) -> Vec<Entry> {
-    let mut entries = places(config);
-    entries.extend(limits(config));
-    entries.extend(timeouts(config));
-    entries
+fn entries(config: &Config) -> Vec<Setting> {
+    let groups = [
+        places(config),
+        config.pool.settings(),
+        config.limits.settings(),
+        config.limits.failed_logins.settings(),
+        config.timeouts.settings(),
+        keepalives(&config.timeouts),
+    ];
+    groups.into_iter().flatten().collect()
 }
 
-fn places(config: &Config) -> Vec<Entry> {
+fn places(config: &Config) -> Vec<Setting> {
     let path = |path: &Option<std::path::PathBuf>| {
         path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
     };
@@ -54,7 +52,6 @@ fn places(config: &Config) -> Vec<Entry> {
         ("tenant_host_suffixes", config.tenant_host_suffixes.join(","), CHANGEABLE),
         ("maintenance_databases", config.maintenance_databases.join(","), CHANGEABLE),
         ("admin_allow_from", join(&config.admin_allow_from), CHANGEABLE),
-        ("pool_mode", config.pool.pool_mode.word().into(), CHANGEABLE),
         ("client_tls_sslmode", config.client_tls.mode.word().into(), CHANGEABLE),
         ("client_tls_key_file", path(&config.client_tls.key_file), CHANGEABLE),
         ("client_tls_cert_file", path(&config.client_tls.cert_file), CHANGEABLE),
@@ -73,94 +70,16 @@ fn places(config: &Config) -> Vec<Entry> {
     ]
 }
 
-fn limits(config: &Config) -> Vec<Entry> {
-    let (pool, limits) = (&config.pool, &config.limits);
-    let entry = |key, value: &dyn Display| (key, value.to_string(), CHANGEABLE);
-    let fixed = |key, value: &dyn Display| (key, value.to_string(), AT_START);
+fn keepalives(timeouts: &Timeouts) -> Vec<Setting> {
+    let (client, server) = (&timeouts.client_keepalive, &timeouts.server_keepalive);
     vec![
-        entry("default_pool_size", &pool.default_pool_size),
-        entry("min_pool_size", &pool.min_pool_size),
-        entry("max_pinned_servers", &pool.max_pinned_servers),
-        entry("max_prepared_statements", &pool.max_prepared_statements),
-        entry("max_prepared_bytes", &pool.max_prepared_bytes),
-        entry("max_client_conn", &limits.max_client_conn),
-        entry("max_db_client_connections", &limits.max_db_client_connections),
-        entry("max_unauthenticated_conn", &limits.max_unauthenticated_conn),
-        entry("max_unauthenticated_per_address", &limits.max_unauthenticated_per_address),
-        entry("max_unauthenticated_memory", &limits.unauthenticated_bytes_max),
-        entry("max_logins_at_a_time", &limits.logins_at_a_time),
-        entry("failed_logins_free", &limits.failed_logins.free),
-        entry("max_failed_logins_tracked", &limits.failed_logins.tracked_max),
-        entry("max_failed_login_lines", &limits.failed_logins.logged_max),
-        entry("statement_inspect_max", &limits.statement_inspect_bytes_max),
-        entry("functions_inspect_max", &limits.functions_inspect_bytes_max),
-        entry("max_client_prepared_statements", &limits.client_prepared_statements_max),
-        entry("max_client_prepared_bytes", &limits.client_prepared_bytes_max),
-        entry("max_prepared_bytes_total", &limits.prepared_bytes_max),
-        entry("max_pipelined_requests", &limits.pipelined_requests_max),
-        entry("max_tracked_parameters", &limits.tracked_parameters_max),
-        entry("max_tracked_bytes", &limits.tracked_bytes_max),
-        entry("max_client_memory", &limits.client_memory_max),
-        entry("max_tenant_memory", &limits.tenant_memory_max),
-        entry("max_memory", &limits.memory_max),
-        entry("max_listening_channels", &limits.listening_channels_max),
-        entry("max_queued_notifications", &limits.queued_notifications_bytes_max),
-        entry("max_connecting_servers", &limits.connecting_servers_max),
-        entry("max_cancels", &limits.cancels_max),
-        fixed("directory_cache_max", &limits.directory_cache_max),
-        fixed("max_directory_look_ups", &limits.directory_look_ups_max),
-        fixed("max_central_connections", &limits.central_connections_max),
-        fixed("http.max_connections", &limits.http_connections_max),
-        fixed("http.max_requests", &limits.http_requests_max),
-        fixed("http.max_operations", &limits.http_operations_max),
-        fixed("http.max_body", &limits.http_body_bytes_max),
-        entry("metrics_tenants_max", &limits.metrics_tenants_max),
+        ("tcp_keepidle", client.idle.shown(), CHANGEABLE),
+        ("tcp_keepintvl", client.interval.shown(), CHANGEABLE),
+        ("tcp_user_timeout", client.user_timeout.shown(), CHANGEABLE),
+        ("server_tcp_keepidle", server.idle.shown(), CHANGEABLE),
+        ("server_tcp_keepintvl", server.interval.shown(), CHANGEABLE),
+        ("server_tcp_user_timeout", server.user_timeout.shown(), CHANGEABLE),
     ]
-}
-
-fn timeouts(config: &Config) -> Vec<Entry> {
-    let timeouts = &config.timeouts;
-    let entry = |key, value: Duration| (key, seconds(value), CHANGEABLE);
-    let or_off = |key, value: Option<Duration>| (key, value.map_or("0".into(), seconds), CHANGEABLE);
-    let fixed = |key, value: Duration| (key, seconds(value), AT_START);
-    vec![
-        entry("client_login_timeout", timeouts.client_login),
-        entry("failed_login_delay_max", config.limits.failed_logins.delay_max),
-        entry("failed_logins_remembered", config.limits.failed_logins.remembered),
-        entry("login_success_remembered", config.limits.failed_logins.success_remembered),
-        entry("server_connect_timeout", timeouts.server_connect),
-        entry("server_login_retry", timeouts.server_login_retry),
-        entry("query_wait_timeout", timeouts.query_wait),
-        or_off("query_timeout", timeouts.query),
-        or_off("transaction_timeout", timeouts.transaction),
-        or_off("idle_transaction_timeout", timeouts.idle_transaction),
-        or_off("client_idle_timeout", timeouts.client_idle),
-        entry("server_idle_timeout", timeouts.server_idle),
-        entry("server_lifetime", timeouts.server_lifetime),
-        entry("server_check_delay", timeouts.server_check_delay),
-        entry("functions_check_delay", timeouts.functions_check_delay),
-        entry("pool_idle_timeout", timeouts.pool_idle),
-        entry("shutdown_timeout", timeouts.shutdown),
-        entry("cancel_timeout", timeouts.cancel),
-        entry("http.request_timeout", timeouts.http_request),
-        entry("http.max_wait", timeouts.http_wait),
-        fixed("http.header_timeout", timeouts.http_head),
-        fixed("directory_fresh", timeouts.directory_fresh),
-        fixed("directory_stale", timeouts.directory_stale),
-        fixed("central_timeout", timeouts.central),
-        fixed("central_start_timeout", timeouts.central_start),
-        entry("tcp_keepidle", timeouts.client_keepalive.idle),
-        entry("tcp_keepintvl", timeouts.client_keepalive.interval),
-        or_off("tcp_user_timeout", timeouts.client_keepalive.user_timeout),
-        entry("server_tcp_keepidle", timeouts.server_keepalive.idle),
-        entry("server_tcp_keepintvl", timeouts.server_keepalive.interval),
-        or_off("server_tcp_user_timeout", timeouts.server_keepalive.user_timeout),
-    ]
-}
-
-/// Seconds as a bare number, as PgBouncer shows them.
-fn seconds(duration: Duration) -> String {
-    duration.as_secs_f64().to_string()
 }
 
 fn join<T: Display>(items: &[T]) -> String {

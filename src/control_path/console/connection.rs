@@ -20,7 +20,6 @@ use crate::wire::{
     stream::Stream,
 };
 
-/// Maximum size of a message.
 const MESSAGE_BYTES_MAX: u32 = 64 * 1024;
 
 /// Parameters reported at the start and by SHOW. Every driver knows this server version.
@@ -80,9 +79,6 @@ impl ConsoleConnection {
     }
 
     /// The next message. Sends all output before waiting for it.
-    ///
-    /// # Errors
-    /// [`ConnectionLost`]
     pub async fn next(&mut self) -> Result<Message, ConnectionLost> {
         if !self.reader.has_message(MESSAGE_BYTES_MAX) {
             self.flush().await?;
@@ -91,9 +87,6 @@ impl ConsoleConnection {
     }
 
     /// Runs `work` until it ends or the administrator disconnects.
-    ///
-    /// # Errors
-    /// Errors of `work`, or the connection is lost.
     pub async fn while_connected<T>(
         &mut self,
         work: impl Future<Output = Result<T, ConsoleError>>,
@@ -108,9 +101,6 @@ impl ConsoleConnection {
     }
 
     /// Sends the output.
-    ///
-    /// # Errors
-    /// [`ConnectionLost`]
     pub async fn flush(&mut self) -> Result<(), ConnectionLost> {
         if !self.out.is_empty() {
             self.stream.write_all(&self.out).await?;
@@ -168,9 +158,6 @@ impl ConsoleConnection {
 }
 
 /// Takes a zero-terminated text from the front of a message's body.
-///
-/// # Errors
-/// There is none, or it is not UTF-8.
 pub fn text<'a>(body: &mut &'a [u8]) -> Result<&'a str, ConsoleError> {
     let bytes = cstr(body).map_err(|_| malformed())?;
     std::str::from_utf8(bytes)
@@ -178,9 +165,6 @@ pub fn text<'a>(body: &mut &'a [u8]) -> Result<&'a str, ConsoleError> {
 }
 
 /// Takes a two-byte number from the front of a message's body.
-///
-/// # Errors
-/// There is none.
 pub fn number(body: &mut &[u8]) -> Result<i16, ConsoleError> {
     let (bytes, rest) = body.split_first_chunk().ok_or_else(malformed)?;
     *body = rest;
@@ -188,9 +172,6 @@ pub fn number(body: &mut &[u8]) -> Result<i16, ConsoleError> {
 }
 
 /// Takes a four-byte number from the front of a message's body.
-///
-/// # Errors
-/// There is none.
 pub fn long_number(body: &mut &[u8]) -> Result<i32, ConsoleError> {
     let (bytes, rest) = body.split_first_chunk().ok_or_else(malformed)?;
     *body = rest;

@@ -17,7 +17,6 @@ use super::{
 };
 use crate::wire::message_reader::Message;
 
-/// Maximum of prepared statements and of portals.
 const NAMES_MAX: usize = 1000;
 
 /// Prepared statements and portals by name. `None`: an empty statement.

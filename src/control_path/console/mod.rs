@@ -27,7 +27,7 @@ pub use self::stats_window::StatsWindow;
 use self::{
     connection::{ConnectionLost, ConsoleConnection},
     extended::Extended,
-    statement::{ConsoleCommand, ShutdownWait},
+    statement::ConsoleCommand,
     table::{Formats, Table},
 };
 use crate::{
@@ -47,7 +47,7 @@ pub struct ConsoleContext {
     pub admin: AdminContext,
     /// For SHOW STATS.
     pub window: Arc<StatsWindow>,
-    /// ClientMessages to the owner of the process.
+    /// Requests to the owner of the process.
     pub requests: mpsc::Sender<Request>,
 }
 
@@ -85,7 +85,6 @@ impl ConsoleError {
     }
 }
 
-/// The answer to a statement.
 #[derive(Debug)]
 enum ConsoleReply {
     Rows { table: Table, tag: &'static str },
@@ -134,7 +133,6 @@ async fn receive(visit: ConsoleClient, context: ConsoleContext) {
     info!(login = name, cause = end.err().map(tracing::field::display), "console closed");
 }
 
-/// A session of an administrator.
 struct Session {
     proxy: Arc<Proxy>,
     context: ConsoleContext,
@@ -258,7 +256,8 @@ impl Session {
                     subject = action.subject(),
                     "admin command"
                 );
-                ConsoleReply::Done(self.run_node_command(action).await?)
+                self.run_node_command(action).await?;
+                ConsoleReply::Done(action.title())
             }
             ConsoleCommand::Admin(words) => self.run_admin_command(words).await?,
         })
@@ -275,14 +274,4 @@ fn not_alone() -> ConsoleError {
         "DROP TENANT cannot run in a transaction block, or in a text with other statements",
     )
     .hint("It takes effect at once and cannot be undone: send it alone.")
-}
-
-impl From<ShutdownWait> for Ending {
-    fn from(wait: ShutdownWait) -> Self {
-        match wait {
-            ShutdownWait::No => Self::Now,
-            // Idle sessions end at once in both cases, others after their transaction.
-            ShutdownWait::ForServers | ShutdownWait::ForClients => Self::Drain { at_most: None },
-        }
-    }
 }

@@ -5,30 +5,23 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::{ConsoleError, Request, Session, statement::NodeCommand};
-use crate::{data_path::pool::pause::TenantScope, error::ClientError, shutdown::Ending};
+use crate::{data_path::pool::pause::TenantScope, error::ClientError};
 
 /// Interval at which PAUSE and WAIT_CLOSE check the servers.
 const CHECK_EVERY: Duration = Duration::from_millis(20);
 
 impl Session {
-    /// Runs the command and returns its tag.
-    pub(super) async fn run_node_command(
-        &mut self,
-        command: &NodeCommand,
-    ) -> Result<&'static str, ConsoleError> {
+    /// Runs the command.
+    pub(super) async fn run_node_command(&mut self, command: &NodeCommand) -> Result<(), ConsoleError> {
         let pools = self.proxy.pools.clone();
-        Ok(match command {
+        match command {
             NodeCommand::Reload => self.reload().await?,
-            NodeCommand::Shutdown(wait) => {
-                self.request(Request::Shutdown(Ending::from(*wait))).await?;
-                "SHUTDOWN"
-            }
+            NodeCommand::Shutdown(ending) => self.request(Request::Shutdown(*ending)).await?,
             NodeCommand::Kill(tenant) => {
                 let scope = self.scope_of(tenant).await?;
                 pools.pause(scope);
                 let reason = ClientError::Ended("KILL".into());
                 self.proxy.sessions.end(&reason, |session| scope.is_none_or(|id| session.is_at(id)));
-                "KILL"
             }
             NodeCommand::KillClient(id) => {
                 let reason = ClientError::Ended("KILL_CLIENT".into());
@@ -36,7 +29,6 @@ impl Session {
                     return Err(ConsoleError::new("42704", format!("there is no client {id}"))
                         .hint("SHOW CLIENTS has the ids."));
                 }
-                "KILL_CLIENT"
             }
             NodeCommand::Pause(tenant) => {
                 let scope = self.scope_of(tenant).await?;
@@ -44,39 +36,26 @@ impl Session {
                 while pools.live(scope) > 0 && self.still_paused(scope) {
                     tokio::time::sleep(CHECK_EVERY).await;
                 }
-                "PAUSE"
             }
-            NodeCommand::Resume(tenant) => {
-                pools.resume(self.scope_of(tenant).await?);
-                "RESUME"
-            }
-            NodeCommand::Disable(tenant) => {
-                pools.pauses.set_disabled(self.id_of(tenant).await?, true);
-                "DISABLE"
-            }
-            NodeCommand::Enable(tenant) => {
-                pools.pauses.set_disabled(self.id_of(tenant).await?, false);
-                "ENABLE"
-            }
-            NodeCommand::Reconnect(tenant) => {
-                pools.reconnect(self.scope_of(tenant).await?).await;
-                "RECONNECT"
-            }
+            NodeCommand::Resume(tenant) => pools.resume(self.scope_of(tenant).await?),
+            NodeCommand::Disable(tenant) => pools.pauses.set_disabled(self.id_of(tenant).await?, true),
+            NodeCommand::Enable(tenant) => pools.pauses.set_disabled(self.id_of(tenant).await?, false),
+            NodeCommand::Reconnect(tenant) => pools.reconnect(self.scope_of(tenant).await?).await,
             NodeCommand::WaitClose(tenant) => {
                 let scope = self.scope_of(tenant).await?;
                 while !pools.leaving(scope).is_empty() {
                     tokio::time::sleep(CHECK_EVERY).await;
                 }
-                "WAIT_CLOSE"
             }
-        })
+        }
+        Ok(())
     }
 
-    async fn reload(&self) -> Result<&'static str, ConsoleError> {
+    async fn reload(&self) -> Result<(), ConsoleError> {
         let (sender, result) = oneshot::channel();
         self.request(Request::Reload(sender)).await?;
         match result.await {
-            Ok(Ok(())) => Ok("RELOAD"),
+            Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(ConsoleError::new("F0000", format!("nothing was changed: {error}"))),
             Err(_) => Err(ending()),
         }
@@ -86,7 +65,6 @@ impl Session {
         self.context.requests.send(request).await.map_err(|_| ending())
     }
 
-    /// Whether RESUME was not run meanwhile.
     fn still_paused(&self, scope: TenantScope) -> bool {
         let pauses = &self.proxy.pools.pauses;
         scope.map_or_else(|| pauses.all_paused(), |tenant| pauses.is_paused(tenant))

@@ -12,46 +12,24 @@ use crate::control_path::{
     onboarding::{NewTenant, drop::Dropped, move_tenant::Moved, rotate::RotatedTenant},
 };
 
-const TENANT: &[&str] = &[
-    "name",
-    "status",
-    "status_reason",
-    "host",
-    "database",
-    "username",
-    "pool_mode",
-    "pool_size",
-    "min_pool_size",
-    "max_clients",
-    "statement_timeout",
-    "allow_from",
-];
-const LOGIN: &[&str] = &[
-    "name",
-    "tenant",
-    "kind",
-    "access",
-    "all_tenants",
-    "tenants",
-    "valid_until",
-    "disabled_at",
-    "allow_from",
-    "may_add_logins",
-];
+const TENANT: &str = "name status status_reason host database username pool_mode pool_size
+    min_pool_size max_clients statement_timeout allow_from";
+const LOGIN: &str = "name tenant kind access all_tenants tenants valid_until disabled_at allow_from
+    may_add_logins";
 
 /// The columns of a command's answer. A client may describe the statement before it runs.
 pub(super) fn columns(command: &AdminCommand) -> Table {
-    Table::new(&match command {
-        AdminCommand::CreateTenant(_) | AdminCommand::AdoptTenant(_) => columns_of::<NewTenant>(&[], true),
+    let columns = match command {
+        AdminCommand::CreateTenant(_) | AdminCommand::AdoptTenant(_) => columns_of::<NewTenant>("", true),
         AdminCommand::SetTenant { .. }
         | AdminCommand::SuspendTenant { .. }
         | AdminCommand::ResumeTenant { .. }
         | AdminCommand::RenameTenant { .. } => columns_of::<TenantSummary>(TENANT, true),
-        AdminCommand::RotateTenant { .. } => columns_of::<RotatedTenant>(&[], true),
-        AdminCommand::MoveTenant { .. } => columns_of::<Moved>(&[], true),
-        AdminCommand::DropTenant { .. } => columns_of::<Dropped>(&[], true),
+        AdminCommand::RotateTenant { .. } => columns_of::<RotatedTenant>("", true),
+        AdminCommand::MoveTenant { .. } => columns_of::<Moved>("", true),
+        AdminCommand::DropTenant { .. } => columns_of::<Dropped>("", true),
         AdminCommand::CreateLogin { .. } | AdminCommand::SetPassword { .. } => {
-            columns_of::<MadeLogin>(&[], true)
+            columns_of::<MadeLogin>("", true)
         }
         AdminCommand::SetLogin { .. }
         | AdminCommand::Grant { .. }
@@ -61,8 +39,9 @@ pub(super) fn columns(command: &AdminCommand) -> Table {
         | AdminCommand::AddHost(_)
         | AdminCommand::SetHost { .. }
         | AdminCommand::RemoveHost { .. }
-        | AdminCommand::RotateKeys { .. } => columns_of::<Removed>(&[], true),
-    })
+        | AdminCommand::RotateKeys { .. } => columns_of::<Removed>("", true),
+    };
+    Table { columns, rows: Vec::new() }
 }
 
 /// The outcome in these columns.

@@ -4,13 +4,12 @@ use super::{
     ConsoleError, Session, config_table,
     connection::{PARAMETERS, SERVER_VERSION},
     show_central, show_traffic,
-    table::{Cell, Kind, Table},
+    table::{Cell, Table},
 };
 
 /// The PgBouncer version with these SHOW commands. Exporters parse the first number.
 const VERSION: &str = concat!("PgBouncer 1.25.0 compatible console, pglobby ", env!("CARGO_PKG_VERSION"));
 
-/// What SHOW HELP says.
 const HELP: &[(&str, &str)] = &[
     ("SHOW HELP", "this list"),
     ("SHOW VERSION", "version of pglobby"),
@@ -111,7 +110,7 @@ impl Session {
                 let number: i32 = digits
                     .parse()
                     .map_err(|_| ConsoleError::new("22003", format!("{digits} is out of range")))?;
-                let mut table = Table::new(&[("?column?", Kind::Int)]);
+                let mut table = Table::new("?column?:int");
                 table.rows.push(vec![Cell::from(number)]);
                 Ok(table)
             }
@@ -122,7 +121,7 @@ impl Session {
 }
 
 fn help() -> Table {
-    let mut table = Table::new(&[("command", Kind::Text), ("meaning", Kind::Text)]);
+    let mut table = Table::new("command meaning");
     table.rows = HELP.iter().map(|(command, meaning)| vec![(*command).into(), (*meaning).into()]).collect();
     table
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::{
     ConsoleError,
-    table::{Cell, Column, Kind, Table},
+    table::{Cell, Kind, Table},
 };
 use crate::{
     control_path::admin::{
@@ -19,39 +19,13 @@ use crate::{
     },
 };
 
-const DATABASES: &[Column] = &[
-    ("name", Kind::Text),
-    ("host", Kind::Text),
-    ("port", Kind::Int),
-    ("database", Kind::Text),
-    ("force_user", Kind::Text),
-    ("pool_size", Kind::Int),
-    ("min_pool_size", Kind::Int),
-    ("reserve_pool_size", Kind::Int),
-    ("server_lifetime", Kind::Int),
-    ("pool_mode", Kind::Text),
-    ("load_balance_hosts", Kind::Text),
-    ("max_connections", Kind::Int),
-    ("current_connections", Kind::Int),
-    ("max_client_connections", Kind::Int),
-    ("current_client_connections", Kind::Int),
-    ("paused", Kind::Int),
-    ("disabled", Kind::Int),
-    ("status", Kind::Text),
-];
+const DATABASES: &str = "name host port:int database force_user pool_size:int min_pool_size:int
+    reserve_pool_size:int server_lifetime:int pool_mode load_balance_hosts max_connections:int
+    current_connections:int max_client_connections:int current_client_connections:int paused:int
+    disabled:int status";
 
-const USERS: &[Column] = &[
-    ("name", Kind::Text),
-    ("pool_size", Kind::Text),
-    ("reserve_pool_size", Kind::Text),
-    ("pool_mode", Kind::Text),
-    ("max_user_connections", Kind::Int),
-    ("current_connections", Kind::Int),
-    ("max_user_client_connections", Kind::Int),
-    ("current_client_connections", Kind::Int),
-    ("kind", Kind::Text),
-    ("tenant", Kind::Text),
-];
+const USERS: &str = "name pool_size reserve_pool_size pool_mode max_user_connections:int
+    current_connections:int max_user_client_connections:int current_client_connections:int kind tenant";
 
 impl From<AdminError> for ConsoleError {
     fn from(error: AdminError) -> Self {
@@ -156,44 +130,17 @@ pub async fn users(actor: &Actor, sessions: &Sessions) -> Result<Table, ConsoleE
 
 /// SHOW TENANTS, tombstones included.
 pub async fn tenants(actor: &Actor) -> Result<Table, ConsoleError> {
-    const COLUMNS: &[&str] = &[
-        "name",
-        "status",
-        "status_reason",
-        "host",
-        "database",
-        "username",
-        "ro_username",
-        "pool_mode",
-        "pool_size",
-        "min_pool_size",
-        "max_clients",
-        "statement_timeout",
-        "allow_from",
-        "adopted",
-        "logins",
-        "created_at",
-        "updated_at",
-    ];
+    const COLUMNS: &str = "name status status_reason host database username ro_username pool_mode
+        pool_size min_pool_size max_clients statement_timeout allow_from adopted logins created_at updated_at";
     Ok(Table::of(COLUMNS, &tenants::list(actor, true).await?))
 }
 
 /// SHOW LOGINS.
 pub async fn logins(actor: &Actor) -> Result<Table, ConsoleError> {
-    const COLUMNS: &[&str] = &[
-        "name",
-        "kind",
-        "tenant",
-        "access",
-        "tenants",
-        "valid_until",
-        "disabled_at",
-        "allow_from",
-        "created_at",
-    ];
+    const COLUMNS: &str = "name kind tenant access tenants valid_until disabled_at allow_from created_at";
     let logins = logins::list(actor, None).await?;
     let mut table = Table::of(COLUMNS, &logins);
-    let at = COLUMNS.iter().position(|column| *column == "tenants").unwrap_or_default();
+    let at = COLUMNS.split_whitespace().position(|column| column == "tenants").unwrap_or_default();
     for (login, row) in logins.iter().zip(&mut table.rows) {
         // Names only, without each one's access.
         let names = || login.tenants.iter().map(|grant| grant.tenant.as_str()).collect::<Vec<_>>().join(",");
@@ -204,16 +151,7 @@ pub async fn logins(actor: &Actor) -> Result<Table, ConsoleError> {
 
 /// SHOW HOSTS.
 pub async fn hosts(actor: &Actor, pools: &TenantPools) -> Result<Table, ConsoleError> {
-    const COLUMNS: &[&str] = &[
-        "name",
-        "address",
-        "port",
-        "tls_mode",
-        "admin_user",
-        "accepts_tenants",
-        "tenants",
-        "max_connections",
-    ];
+    const COLUMNS: &str = "name address port tls_mode admin_user accepts_tenants tenants max_connections";
     let hosts = hosts::list(actor).await?;
     let mut table = Table::of(COLUMNS, &hosts);
     table.columns.push(("current_connections", Kind::Int));
@@ -256,7 +194,7 @@ pub async fn lists(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleError> 
         ("memory_max_bytes", accounts.process.max().into()),
         ("prepared_bytes", accounts.statements.used().into()),
     ];
-    let mut table = Table::new(&[("list", Kind::Text), ("items", Kind::Int)]);
+    let mut table = Table::new("list items:int");
     table.rows = lists.into_iter().map(|(list, items)| vec![list.into(), items]).collect();
     Ok(table)
 }

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::{
     stats_window::StatsWindow,
-    table::{Cell, Column, Kind, Table},
+    table::{Cell, Kind, Table, columns},
     tenant_counts::{self, ALL, Counts, SHARED},
 };
 use crate::data_path::{
@@ -22,108 +22,30 @@ use crate::data_path::{
     tenant::{Access, Tenant},
 };
 
-const POOLS: &[Column] = &[
-    ("database", Kind::Text),
-    ("user", Kind::Text),
-    ("cl_active", Kind::Int),
-    ("cl_waiting", Kind::Int),
-    ("cl_active_cancel_req", Kind::Int),
-    ("cl_waiting_cancel_req", Kind::Int),
-    ("sv_active", Kind::Int),
-    ("sv_active_cancel", Kind::Int),
-    ("sv_being_canceled", Kind::Int),
-    ("sv_idle", Kind::Int),
-    ("sv_used", Kind::Int),
-    ("sv_tested", Kind::Int),
-    ("sv_login", Kind::Int),
-    ("maxwait", Kind::Int),
-    ("maxwait_us", Kind::Int),
-    ("pool_mode", Kind::Text),
-    ("load_balance_hosts", Kind::Text),
-    ("access", Kind::Text),
-    ("host", Kind::Text),
-    ("pool_size", Kind::Int),
-    ("cl_pinned", Kind::Int),
-];
+const POOLS: &str = "database user cl_active:int cl_waiting:int cl_active_cancel_req:int
+    cl_waiting_cancel_req:int sv_active:int sv_active_cancel:int sv_being_canceled:int sv_idle:int
+    sv_used:int sv_tested:int sv_login:int maxwait:int maxwait_us:int pool_mode load_balance_hosts access
+    host pool_size:int cl_pinned:int";
 
 /// Columns of both clients and servers in PgBouncer.
-const SOCKET: [Column; 21] = [
-    ("type", Kind::Text),
-    ("user", Kind::Text),
-    ("database", Kind::Text),
-    ("replication", Kind::Text),
-    ("state", Kind::Text),
-    ("addr", Kind::Text),
-    ("port", Kind::Int),
-    ("local_addr", Kind::Text),
-    ("local_port", Kind::Int),
-    ("connect_time", Kind::Text),
-    ("request_time", Kind::Text),
-    ("wait", Kind::Int),
-    ("wait_us", Kind::Int),
-    ("close_needed", Kind::Int),
-    ("ptr", Kind::Text),
-    ("link", Kind::Text),
-    ("remote_pid", Kind::Int),
-    ("tls", Kind::Text),
-    ("application_name", Kind::Text),
-    ("prepared_statements", Kind::Int),
-    ("id", Kind::BigInt),
-];
+const SOCKET: &str = "type user database replication state addr port:int local_addr local_port:int
+    connect_time request_time wait:int wait_us:int close_needed:int ptr link remote_pid:int tls
+    application_name prepared_statements:int id:bigint";
 
-const STATS_TOTALS: [&str; SHARED] = [
-    "server_assignment_count",
-    "xact_count",
-    "query_count",
-    "bytes_received",
-    "bytes_sent",
-    "xact_time",
-    "query_time",
-    "wait_time",
-    "client_parse_count",
-    "server_parse_count",
-    "bind_count",
-    "client_login_count",
-];
+const STATS_TOTALS: &str = "server_assignment_count xact_count query_count bytes_received bytes_sent
+    xact_time query_time wait_time client_parse_count server_parse_count bind_count client_login_count";
 
-const TOTALS: [&str; SHARED] = [
-    "total_server_assignment_count",
-    "total_xact_count",
-    "total_query_count",
-    "total_received",
-    "total_sent",
-    "total_xact_time",
-    "total_query_time",
-    "total_wait_time",
-    "total_client_parse_count",
-    "total_server_parse_count",
-    "total_bind_count",
-    "total_client_login_count",
-];
+const TOTALS: &str = "total_server_assignment_count total_xact_count total_query_count
+    total_received total_sent total_xact_time total_query_time total_wait_time total_client_parse_count
+    total_server_parse_count total_bind_count total_client_login_count";
 
-const AVERAGES: [&str; SHARED] = [
-    "avg_server_assignment_count",
-    "avg_xact_count",
-    "avg_query_count",
-    "avg_recv",
-    "avg_sent",
-    "avg_xact_time",
-    "avg_query_time",
-    "avg_wait_time",
-    "avg_client_parse_count",
-    "avg_server_parse_count",
-    "avg_bind_count",
-    "avg_client_login_count",
-];
+const AVERAGES: &str = "avg_server_assignment_count avg_xact_count avg_query_count avg_recv avg_sent
+    avg_xact_time avg_query_time avg_wait_time avg_client_parse_count avg_server_parse_count avg_bind_count
+    avg_client_login_count";
 
 /// Columns that PgBouncer does not have.
-const OWN_TOTALS: [&str; ALL - SHARED] = [
-    "total_error_count",
-    "total_server_opened_count",
-    "total_server_failed_count",
-    "total_pinned_count",
-    "total_desync_count",
-];
+const OWN_TOTALS: &str = "total_error_count total_server_opened_count total_server_failed_count
+    total_pinned_count total_desync_count";
 
 /// SHOW POOLS.
 pub fn pools(proxy: &Proxy) -> Table {
@@ -179,8 +101,7 @@ fn pool_row(pool: &Pool, sessions: &[Arc<SessionHandle>]) -> Vec<Cell> {
 
 /// SHOW CLIENTS.
 pub fn clients(proxy: &Proxy) -> Table {
-    let mut columns = SOCKET.to_vec();
-    columns.extend([("access", Kind::Text), ("server_pid", Kind::Int), ("pins", Kind::Text)]);
+    let columns = [columns(SOCKET), columns("access server_pid:int pins")].concat();
     let mut table = Table { columns, rows: Vec::new() };
     let servers = proxy.pools.all().into_iter().chain(proxy.pools.retired());
     let links: HashMap<i32, u64> = servers
@@ -230,8 +151,7 @@ pub fn clients(proxy: &Proxy) -> Table {
 
 /// SHOW SERVERS.
 pub fn servers(proxy: &Proxy) -> Table {
-    let mut columns = SOCKET.to_vec();
-    columns.extend([("access", Kind::Text), ("host", Kind::Text)]);
+    let columns = [columns(SOCKET), columns("access host")].concat();
     let mut table = Table { columns, rows: Vec::new() };
     let sessions: HashMap<i32, Arc<SessionHandle>> =
         proxy.sessions.all().into_iter().map(|session| (session.process_id, session)).collect();
@@ -285,17 +205,9 @@ fn server_row(
 
 /// SHOW PINS.
 pub fn pins(proxy: &Proxy) -> Table {
-    let mut table = Table::new(&[
-        ("id", Kind::BigInt),
-        ("database", Kind::Text),
-        ("user", Kind::Text),
-        ("access", Kind::Text),
-        ("application_name", Kind::Text),
-        ("server_pid", Kind::Int),
-        ("reasons", Kind::Text),
-        ("state", Kind::Text),
-        ("request_time", Kind::Text),
-    ]);
+    let mut table = Table::new(
+        "id:bigint database user access application_name server_pid:int reasons state request_time",
+    );
     for session in by_id(proxy.sessions.all()) {
         let server_pid = session.server_process_id.load(std::sync::atomic::Ordering::Relaxed);
         let Some(place) = session.place().filter(|_| server_pid != 0) else { continue };
@@ -320,7 +232,7 @@ pub fn pins(proxy: &Proxy) -> Table {
 
 /// SHOW STATS.
 pub fn stats(pools: &TenantPools, window: &StatsWindow) -> Table {
-    let names = TOTALS.iter().chain(&AVERAGES).chain(&OWN_TOTALS);
+    let names = [TOTALS, AVERAGES, OWN_TOTALS].into_iter().flat_map(str::split_whitespace);
     per_tenant(names, pools, |tenant, totals| {
         let averages = window.averages_of(tenant);
         [&totals[..SHARED], &averages[..SHARED], &totals[SHARED..]].concat()
@@ -329,22 +241,23 @@ pub fn stats(pools: &TenantPools, window: &StatsWindow) -> Table {
 
 /// SHOW STATS_TOTALS.
 pub fn stats_totals(pools: &TenantPools) -> Table {
-    per_tenant(STATS_TOTALS.iter().chain(&OWN_TOTALS), pools, |_, totals| totals.to_vec())
+    let names = STATS_TOTALS.split_whitespace().chain(OWN_TOTALS.split_whitespace());
+    per_tenant(names, pools, |_, totals| totals.to_vec())
 }
 
 /// SHOW STATS_AVERAGES.
 pub fn stats_averages(pools: &TenantPools, window: &StatsWindow) -> Table {
-    let names = STATS_TOTALS[..8].iter().chain(&AVERAGES[8..]);
+    let names = STATS_TOTALS.split_whitespace().take(8).chain(AVERAGES.split_whitespace().skip(8));
     per_tenant(names, pools, |tenant, _| window.averages_of(tenant)[..SHARED].to_vec())
 }
 
-fn per_tenant<'a>(
-    names: impl Iterator<Item = &'a &'static str>,
+fn per_tenant(
+    names: impl Iterator<Item = &'static str>,
     pools: &TenantPools,
     values: impl Fn(i64, &Counts) -> Vec<u64>,
 ) -> Table {
     let mut columns = vec![("database", Kind::Text)];
-    columns.extend(names.map(|name| (*name, Kind::BigInt)));
+    columns.extend(names.map(|name| (name, Kind::BigInt)));
     let mut tenants: Vec<_> = tenant_counts::by_tenant(pools).into_iter().collect();
     tenants.sort_by(|(_, (one, _)), (_, (other, _))| one.cmp(other));
     let rows = tenants.into_iter().map(|(id, (name, totals))| {
@@ -362,10 +275,10 @@ pub fn totals(pools: &TenantPools, window: &StatsWindow) -> Table {
         tenant_counts::add(&mut totals, counts);
     }
     let averages = window.average_of_all();
-    let shared = TOTALS.iter().zip(&totals).chain(AVERAGES.iter().zip(&averages));
-    let own = OWN_TOTALS.iter().zip(&totals[SHARED..]);
-    let mut table = Table::new(&[("name", Kind::Text), ("value", Kind::BigInt)]);
-    table.rows = shared.chain(own).map(|(name, value)| vec![(*name).into(), (*value).into()]).collect();
+    let values = [(TOTALS, &totals[..]), (AVERAGES, &averages), (OWN_TOTALS, &totals[SHARED..])];
+    let values = values.iter().flat_map(|(names, values)| names.split_whitespace().zip(*values));
+    let mut table = Table::new("name value:bigint");
+    table.rows = values.map(|(name, value)| vec![name.into(), (*value).into()]).collect();
     table
 }
 
@@ -373,7 +286,7 @@ pub fn totals(pools: &TenantPools, window: &StatsWindow) -> Table {
 pub fn state(pools: &TenantPools) -> Table {
     let paused = pools.pauses.all_paused();
     let word = |truth| Cell::from(if truth { "yes" } else { "no" });
-    let mut table = Table::new(&[("key", Kind::Text), ("value", Kind::Text)]);
+    let mut table = Table::new("key value");
     table.rows = vec![
         vec!["active".into(), word(!paused)],
         vec!["paused".into(), word(paused)],
@@ -483,6 +396,14 @@ fn access(access: Access) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_count_has_its_column() {
+        for names in [STATS_TOTALS, TOTALS, AVERAGES] {
+            assert_eq!(names.split_whitespace().count(), SHARED);
+        }
+        assert_eq!(OWN_TOTALS.split_whitespace().count(), ALL - SHARED);
+    }
 
     #[test]
     fn moments_are_written_as_pgbouncer_does() {

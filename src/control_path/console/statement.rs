@@ -2,7 +2,10 @@
 //! [`ConsoleCommand`].
 
 use super::{ConsoleError, admin_commands::AdminStatement};
-use crate::data_path::sql::{self, Piece};
+use crate::{
+    data_path::sql::{self, Piece},
+    shutdown::Ending,
+};
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +32,7 @@ pub enum NodeCommand {
     /// Read the configuration again.
     Reload,
     /// End the process.
-    Shutdown(ShutdownWait),
+    Shutdown(Ending),
     /// End every session of a tenant, or all, and lend no server until RESUME.
     Kill(Option<String>),
     /// End one session.
@@ -80,42 +83,12 @@ impl NodeCommand {
     }
 }
 
-/// What SHUTDOWN waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ShutdownWait {
-    /// Nothing.
-    No,
-    /// Transactions.
-    ForServers,
-    /// Sessions.
-    ForClients,
-}
-
 /// Parameters that drivers set by themselves.
-const HARMLESS_SETTINGS: [&str; 17] = [
-    "application_name",
-    "bytea_output",
-    "characteristics",
-    "client_encoding",
-    "client_min_messages",
-    "datestyle",
-    "extra_float_digits",
-    "idle_in_transaction_session_timeout",
-    "intervalstyle",
-    "lock_timeout",
-    "names",
-    "search_path",
-    "standard_conforming_strings",
-    "statement_timeout",
-    "time",
-    "timezone",
-    "transaction",
-];
+const HARMLESS_SETTINGS: &str = "application_name bytea_output characteristics client_encoding
+    client_min_messages datestyle extra_float_digits idle_in_transaction_session_timeout intervalstyle
+    lock_timeout names search_path standard_conforming_strings statement_timeout time timezone transaction";
 
 /// Reads statements separated by semicolons; empty ones are left out.
-///
-/// # Errors
-/// The first statement that is not understood.
 pub fn read(text: &str) -> Result<Vec<ConsoleCommand>, ConsoleError> {
     let unterminated = |what| ConsoleError::new("42601", format!("unterminated {what}"));
     let mut pieces = sql::pieces(text).map_err(unterminated)?;
@@ -148,7 +121,9 @@ fn command(statement: &[Piece]) -> Result<ConsoleCommand, ConsoleError> {
         }
         "select" => ConsoleCommand::Select(rest.iter().map(written).collect()),
         "set" => match words.iter().find(|word| !matches!(**word, "session" | "local")) {
-            Some(name) if HARMLESS_SETTINGS.contains(name) => ConsoleCommand::Accepted("SET"),
+            Some(name) if HARMLESS_SETTINGS.split_whitespace().any(|known| known == *name) => {
+                ConsoleCommand::Accepted("SET")
+            }
             _ => {
                 return Err(ConsoleError::new("0A000", "the console cannot change settings")
                     .hint("Change the configuration file and RELOAD; SHOW CONFIG shows what holds."));
@@ -172,12 +147,10 @@ fn action(verb: &str, rest: &[Piece]) -> Option<NodeCommand> {
     };
     Some(match (verb, tenant) {
         ("reload", None) => NodeCommand::Reload,
-        ("shutdown", None) => NodeCommand::Shutdown(ShutdownWait::No),
-        ("shutdown", Some(word)) if word == "wait_for_servers" => {
-            NodeCommand::Shutdown(ShutdownWait::ForServers)
-        }
-        ("shutdown", Some(word)) if word == "wait_for_clients" => {
-            NodeCommand::Shutdown(ShutdownWait::ForClients)
+        ("shutdown", None) => NodeCommand::Shutdown(Ending::Now),
+        // Idle sessions end at once in both cases, others after their transaction.
+        ("shutdown", Some(word)) if matches!(word.as_str(), "wait_for_servers" | "wait_for_clients") => {
+            NodeCommand::Shutdown(Ending::Drain { at_most: None })
         }
         ("kill", tenant) => NodeCommand::Kill(tenant),
         ("kill_client", Some(id)) => NodeCommand::KillClient(id.parse().ok()?),
@@ -260,7 +233,7 @@ mod tests {
         assert_eq!(one("KILL_CLIENT 42"), ConsoleCommand::Node(NodeCommand::KillClient(42)));
         assert_eq!(
             one("SHUTDOWN WAIT_FOR_CLIENTS"),
-            ConsoleCommand::Node(NodeCommand::Shutdown(ShutdownWait::ForClients))
+            ConsoleCommand::Node(NodeCommand::Shutdown(Ending::Drain { at_most: None }))
         );
     }
 

@@ -23,8 +23,18 @@ pub enum Kind {
 /// A column's name and type.
 pub type Column = (&'static str, Kind);
 
+/// Columns written as words: `name` for a text, `name:int` and `name:bigint` for numbers.
+pub fn columns(words: &'static str) -> Vec<Column> {
+    let column = |word: &'static str| match word.split_once(':') {
+        None => (word, Kind::Text),
+        Some((name, "int")) => (name, Kind::Int),
+        Some((name, _)) => (name, Kind::BigInt),
+    };
+    words.split_whitespace().map(column).collect()
+}
+
 /// Columns for these fields of `T`, all of them if `names` is empty. Whole numbers are `int8` if `wide`.
-pub fn columns_of<T: Described>(names: &[&str], wide: bool) -> Vec<Column> {
+pub fn columns_of<T: Described>(names: &str, wide: bool) -> Vec<Column> {
     let kind = |kind| match kind {
         FieldKind::Int if !wide => Kind::Int,
         FieldKind::Int | FieldKind::BigInt => Kind::BigInt,
@@ -32,13 +42,10 @@ pub fn columns_of<T: Described>(names: &[&str], wide: bool) -> Vec<Column> {
         _ => Kind::Text,
     };
     let column = |field: &Field| (field.name, kind(field.kind));
+    let named = |name| T::FIELDS.iter().find(|field| field.name == name).map(column);
     match names {
-        [] => T::FIELDS.iter().map(column).collect(),
-        _ => names
-            .iter()
-            .filter_map(|name| T::FIELDS.iter().find(|field| field.name == *name))
-            .map(column)
-            .collect(),
+        "" => T::FIELDS.iter().map(column).collect(),
+        _ => names.split_whitespace().filter_map(named).collect(),
     }
 }
 
@@ -65,14 +72,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// No rows yet.
-    pub fn new(columns: &[Column]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+    /// With [`columns`] written as words, and no rows yet.
+    pub fn new(words: &'static str) -> Self {
+        Self { columns: columns(words), rows: Vec::new() }
     }
 
     /// A row for each of `values`, with these fields. A time that is always there is in the past and is shown
     /// as PgBouncer shows times; others may be thousands of years away and are RFC 3339.
-    pub fn of<T: Described>(names: &[&str], values: &[T]) -> Self {
+    pub fn of<T: Described>(names: &str, values: &[T]) -> Self {
         let mut table = Self { columns: columns_of::<T>(names, false), rows: Vec::new() };
         for value in values {
             let object = serde_json::to_value(value).unwrap_or_default();

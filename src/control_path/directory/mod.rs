@@ -91,9 +91,6 @@ impl CentralDirectory {
     }
 
     /// Reads the secret that salts for unknown logins are derived from, the same for all nodes.
-    ///
-    /// # Errors
-    /// [`CentralError`].
     pub async fn load_mock_salt(&self) -> Result<(), CentralError> {
         let client = self.source.central.client().await?;
         let row = client.query_opt("SELECT value FROM pglobby.secrets WHERE name = 'mock_salt'", &[]).await?;
@@ -199,7 +196,6 @@ fn may_be_name(name: &str, bytes_max: usize) -> bool {
     !name.is_empty() && name.len() <= bytes_max && !name.contains('\0')
 }
 
-/// Reads rows.
 #[derive(Debug, Clone)]
 struct RowSource {
     central: Central,

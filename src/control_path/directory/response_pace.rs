@@ -13,7 +13,6 @@ use std::{
 const SHORTEST: Duration = Duration::from_millis(2);
 /// Longest delay, also while the central database is slow.
 const LONGEST: Duration = Duration::from_millis(50);
-/// Number of look-ups measured.
 const LATEST: usize = 16;
 
 /// The second longest of the latest look-ups. The longest may include connecting, and would delay every

@@ -61,9 +61,6 @@ pub const LOGIN_BY_NAME: &str = "
     WHERE l.name = $1";
 
 /// Reads a row of [`TENANT_BY_NAME`] or [`TENANT_BY_ID`].
-///
-/// # Errors
-/// What is invalid in it.
 pub fn tenant(row: &Row, keyring: &ReloadableKeyring) -> Result<Tenant, String> {
     let id: i64 = get(row, "id")?;
     let status = tenant_status(get(row, "status")?)?;
@@ -142,9 +139,6 @@ fn host(row: &Row) -> Result<Host, String> {
 }
 
 /// Reads a row of [`LOGIN_BY_NAME`].
-///
-/// # Errors
-/// What is invalid in it.
 pub fn login(row: &Row) -> Result<Login, String> {
     let access = access(get(row, "access")?)?;
     let kind = match get(row, "kind")? {

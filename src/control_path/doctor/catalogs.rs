@@ -1,6 +1,6 @@
 //! Checks of a host's shared catalogs: one query for all its tenants' roles and databases.
 
-use super::{CheckedTenant, Finding, Fix};
+use super::{CheckedTenant, Finding};
 use crate::control_path::admin::{actor::AdminError, host_connection::HostSession};
 
 /// A check: its name, the advice if no statement fixes it, and the query. Each row is a tenant, a finding,
@@ -214,7 +214,7 @@ pub(super) async fn look(
                 .of(tenant)
                 .on(host);
             findings.push(match fix {
-                Some(sql) => finding.fixed_by(Fix::OnHost { host: host.to_owned(), database: None, sql }),
+                Some(sql) => finding.fixed_on_host(None, sql),
                 None => finding,
             });
         }

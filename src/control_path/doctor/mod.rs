@@ -18,6 +18,7 @@ use tokio_postgres::{Client, Row};
 use crate::control_path::{
     admin::{
         actor::{Actor, AdminError},
+        fields::from_row,
         host_connection::HostAdmin,
         tenants::missing,
     },
@@ -73,7 +74,6 @@ pub struct Report {
     pub fixed: Vec<Finding>,
 }
 
-/// A tenant to check.
 #[derive(Debug, Clone)]
 struct CheckedTenant {
     id: i64,
@@ -182,8 +182,9 @@ async fn look_at_host(
 
 /// Tenants with roles and a database, by host. Hosts without tenants are included for their templates.
 async fn checked_tenants(client: &Client) -> Result<BTreeMap<String, Vec<CheckedTenant>>, AdminError> {
-    let sql = "SELECT h.name AS host, t.id, t.name, t.database, t.username, t.ro_username, t.sealed_password,
-                      t.sealed_ro_password, t.status, t.adopted
+    let sql = "SELECT h.name AS host, t.id, t.name, t.database, t.username AS read_write,
+                      t.ro_username AS read_only, t.sealed_password AS sealed,
+                      t.sealed_ro_password AS sealed_ro, t.status = 'suspended' AS suspended, t.adopted
                FROM pglobby.hosts h
                LEFT JOIN pglobby.tenants t ON t.host = h.name AND t.status IN ('active', 'suspended')
                ORDER BY h.name, t.name";
@@ -198,17 +199,9 @@ async fn checked_tenants(client: &Client) -> Result<BTreeMap<String, Vec<Checked
 }
 
 fn checked(row: &Row) -> CheckedTenant {
-    CheckedTenant {
-        id: row.get("id"),
-        name: row.get("name"),
-        database: row.get("database"),
-        read_write: row.get("username"),
-        read_only: row.get("ro_username"),
-        sealed: row.get("sealed_password"),
-        sealed_ro: row.get("sealed_ro_password"),
-        suspended: row.get::<_, &str>("status") == "suspended",
-        adopted: row.get("adopted"),
-    }
+    from_row!(row => CheckedTenant {
+        id, name, database, read_write, read_only, sealed, sealed_ro, suspended, adopted
+    })
 }
 
 async fn central(actor: &Actor, client: &Client) -> Result<Vec<Finding>, AdminError> {
@@ -290,6 +283,12 @@ impl Finding {
     fn on(mut self, host: &str) -> Self {
         self.host = Some(host.to_owned());
         self
+    }
+
+    /// `sql` on its host; `database: None`: in the administrator's own.
+    fn fixed_on_host(self, database: Option<&str>, sql: impl Into<String>) -> Self {
+        let host = self.host.clone().unwrap_or_default();
+        self.fixed_by(Fix::OnHost { host, database: database.map(str::to_owned), sql: sql.into() })
     }
 
     fn fixed_by(mut self, fix: Fix) -> Self {

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Finding, Fix};
+use super::Finding;
 use crate::control_path::admin::{
     actor::{Actor, AdminError},
     host_connection::{HostAdmin, HostSession},
@@ -13,7 +13,6 @@ const TEMPLATES: &str = r"
 SELECT datname::text FROM pg_database
 WHERE datallowconn AND (datistemplate OR datname = 'template1' OR datname = ANY ($1)) ORDER BY 1";
 
-/// Schemas in which every role may create.
 const OPEN_SCHEMAS: &str = r"
 SELECT quote_ident(nspname) FROM pg_namespace
 WHERE nspname NOT LIKE 'pg\_%' AND has_schema_privilege('public', oid, 'CREATE') ORDER BY 1";
@@ -41,13 +40,8 @@ pub(super) async fn look(
             let detail = "the central database is marked as a template: every role with CREATEDB may copy it";
             let database = crate::control_path::onboarding::names::ident(&template);
             let sql = format!("ALTER DATABASE {database} IS_TEMPLATE false");
-            findings.push(
-                Finding::new("template_unclean", detail, &sql).on(&admin.name).fixed_by(Fix::OnHost {
-                    host: admin.name.clone(),
-                    database: None,
-                    sql: sql.clone(),
-                }),
-            );
+            let finding = Finding::new("template_unclean", detail, &sql).on(&admin.name);
+            findings.push(finding.fixed_on_host(None, sql));
             continue;
         }
         match admin.connect_to(&template).await {
@@ -70,11 +64,9 @@ async fn look_inside(
     for schema in inside.texts("looking for open schemas", OPEN_SCHEMAS, &[]).await? {
         let sql = format!("REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC");
         let detail = format!("every role may create tables in schema {schema} of template {template:?}");
-        findings.push(
-            Finding::new("template_unclean", detail, &format!("in database {template:?}: {sql}"))
-                .on(&admin.name)
-                .fixed_by(Fix::OnHost { host: admin.name.clone(), database: Some(template.to_owned()), sql }),
-        );
+        let mend = format!("in database {template:?}: {sql}");
+        let finding = Finding::new("template_unclean", detail, &mend).on(&admin.name);
+        findings.push(finding.fixed_on_host(Some(template), sql));
     }
     if template == "template1" {
         let objects = inside.texts("looking for tables", OBJECTS, &[]).await?;

@@ -145,11 +145,7 @@ async fn large_objects(
     // In an adopted database other roles may need it.
     Some(match checked.adopted {
         true => finding,
-        false => finding.fixed_by(Fix::OnHost {
-            host: admin.name.clone(),
-            database: Some(checked.database.clone()),
-            sql,
-        }),
+        false => finding.fixed_on_host(Some(&checked.database), sql),
     })
 }
 

@@ -38,7 +38,7 @@ pub struct Activity(Mutex<State>);
 struct State {
     /// Time of its last read or write.
     moved_at: Instant,
-    /// ClientMessages in progress.
+    /// Requests in progress.
     requests: usize,
 }
 

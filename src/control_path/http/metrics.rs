@@ -6,7 +6,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use prometheus_client::{
@@ -37,9 +40,6 @@ impl Exposition {
     }
 
     /// The metrics as OpenMetrics text.
-    ///
-    /// # Errors
-    /// None that is known.
     pub fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -61,7 +61,6 @@ impl fmt::Debug for Collector {
 
 const OTHER: &str = "other";
 
-/// Sums over pools.
 #[derive(Default)]
 struct Sum {
     counters: [u64; COUNTERS.len()],
@@ -78,31 +77,25 @@ struct Times {
     sum_seconds: f64,
 }
 
-type Counter = (&'static str, &'static str, fn(&PoolStats) -> u64);
+type Counter = (&'static str, &'static str, fn(&PoolStats) -> &AtomicU64);
 
 const COUNTERS: [Counter; 15] = [
-    ("logins", "Logins that led to a session", |stats| stats.logins.load(Relaxed)),
-    ("server_assignments", "Times a server was lent to a session", |stats| stats.assignments.load(Relaxed)),
-    ("transactions", "Transactions finished", |stats| stats.transactions.load(Relaxed)),
-    ("queries", "Queries finished; a batch up to Sync counts as one", |stats| stats.queries.load(Relaxed)),
-    ("received_bytes", "Bytes from clients", |stats| stats.bytes_received.load(Relaxed)),
-    ("sent_bytes", "Bytes to clients", |stats| stats.bytes_sent.load(Relaxed)),
-    ("errors", "Errors of servers sent to clients", |stats| stats.errors.load(Relaxed)),
-    ("servers_opened", "Server connections opened", |stats| stats.servers_opened.load(Relaxed)),
-    ("server_failures", "Server connections that could not be opened", |stats| {
-        stats.connect_failures.load(Relaxed)
-    }),
-    ("desyncs", "Servers closed because of a protocol error; above zero is a defect", |stats| {
-        stats.desyncs.load(Relaxed)
-    }),
-    ("pinned", "Leases that outlasted their transaction", |stats| stats.pinned.load(Relaxed)),
-    ("client_parses", "Named statements that clients prepared", |stats| stats.client_parses.load(Relaxed)),
-    ("server_parses", "Named statements that were prepared on servers", |stats| {
-        stats.server_parses.load(Relaxed)
-    }),
-    ("binds", "Named statements that clients bound", |stats| stats.binds.load(Relaxed)),
+    ("logins", "Logins that led to a session", |stats| &stats.logins),
+    ("server_assignments", "Times a server was lent to a session", |stats| &stats.assignments),
+    ("transactions", "Transactions finished", |stats| &stats.transactions),
+    ("queries", "Queries finished; a batch up to Sync counts as one", |stats| &stats.queries),
+    ("received_bytes", "Bytes from clients", |stats| &stats.bytes_received),
+    ("sent_bytes", "Bytes to clients", |stats| &stats.bytes_sent),
+    ("errors", "Errors of servers sent to clients", |stats| &stats.errors),
+    ("servers_opened", "Server connections opened", |stats| &stats.servers_opened),
+    ("server_failures", "Server connections that could not be opened", |stats| &stats.connect_failures),
+    ("desyncs", "Servers closed because of a protocol error; above zero is a defect", |stats| &stats.desyncs),
+    ("pinned", "Leases that outlasted their transaction", |stats| &stats.pinned),
+    ("client_parses", "Named statements that clients prepared", |stats| &stats.client_parses),
+    ("server_parses", "Named statements that were prepared on servers", |stats| &stats.server_parses),
+    ("binds", "Named statements that clients bound", |stats| &stats.binds),
     ("waits_timed_out", "Waits for a server that ended without one, at query_wait_timeout", |stats| {
-        stats.waits_timed_out.load(Relaxed)
+        &stats.waits_timed_out
     }),
 ];
 
@@ -189,47 +182,41 @@ impl Collector {
         let repairs = proxy.metrics.role_repairs().into_iter();
         let repairs = repairs.map(|(outcome, count)| ([("outcome", outcome)], count));
         counters(encoder, "roles_mended", "Repairs of tenants' roles, by outcome", repairs)?;
-        let delayed = [([("reason", "failures")], proxy.metrics.logins_delayed())];
-        counters(
-            encoder,
-            "logins_delayed",
-            "Logins delayed because of earlier failures",
-            delayed.into_iter(),
-        )?;
+        let delayed = [([("reason", "failures")], proxy.metrics.logins_delayed())].into_iter();
+        counters(encoder, "logins_delayed", "Logins delayed because of earlier failures", delayed)?;
         let sessions = proxy.sessions.all();
         let pinned = Pins::named().map(|(pin, reason)| {
             let count = sessions.iter().filter(|session| session.pins().contains(pin)).count();
             ([("reason", reason)], count as u64)
         });
         gauges(encoder, "pins", "Pinned sessions by reason", pinned)?;
-        gauge(
-            encoder,
-            "clients",
-            "Client connections, before and after login",
-            proxy.connection_limits.count() as u64,
-        )?;
-        gauge(encoder, "clients_max", "max_client_conn", proxy.config.load().limits.max_client_conn as u64)?;
-        let unproven = proxy.connection_limits.unauthenticated() as u64;
-        gauge(encoder, "clients_logging_in", "Client connections before login", unproven)?;
-        gauge(encoder, "pools", "Pools of server connections", proxy.pools.all().len() as u64)?;
-        let accounts = &proxy.pools.accounts;
-        for (name, help, bytes) in [
-            ("memory_kept_bytes", "Bytes of memory kept for all clients", accounts.process.used()),
-            ("memory_max_bytes", "max_memory", accounts.process.max()),
-            ("prepared_bytes", "Bytes of memory kept for prepared statements", accounts.statements.used()),
+        let (limits, accounts) = (&proxy.connection_limits, &proxy.pools.accounts);
+        for (name, help, value) in [
+            ("clients", "Client connections, before and after login", limits.count() as u64),
+            ("clients_max", "max_client_conn", proxy.config.load().limits.max_client_conn as u64),
+            ("clients_logging_in", "Client connections before login", limits.unauthenticated() as u64),
+            ("pools", "Pools of server connections", proxy.pools.all().len() as u64),
+            ("memory_kept_bytes", "Bytes of memory kept for all clients", accounts.process.used() as u64),
+            ("memory_max_bytes", "max_memory", accounts.process.max() as u64),
+            (
+                "prepared_bytes",
+                "Bytes of memory kept for prepared statements",
+                accounts.statements.used() as u64,
+            ),
+            (
+                "central_reachable",
+                "1 while changes of the central database are received",
+                proxy.metrics.central_reachable().into(),
+            ),
+            ("draining", "1 while the process drains", limits.is_closed().into()),
+            (
+                "uptime_seconds",
+                "Seconds since the process started",
+                proxy.sessions.started.elapsed().as_secs(),
+            ),
         ] {
-            gauge(encoder, name, help, bytes as u64)?;
+            gauge(encoder, &format!("pglobby_{name}"), help, value)?;
         }
-        let reachable = u64::from(proxy.metrics.central_reachable());
-        gauge(
-            encoder,
-            "central_reachable",
-            "1 while changes of the central database are received",
-            reachable,
-        )?;
-        gauge(encoder, "draining", "1 while the process drains", proxy.connection_limits.is_closed().into())?;
-        let uptime = proxy.sessions.started.elapsed().as_secs();
-        gauge(encoder, "uptime_seconds", "Seconds since the process started", uptime)?;
         let process = Process::now();
         for (name, help, value) in [
             ("process_open_fds", "Open file descriptors", process.descriptors),
@@ -238,9 +225,7 @@ impl Collector {
             ("process_virtual_memory_bytes", "Virtual memory in bytes", process.virtual_bytes),
         ] {
             if let Some(value) = value {
-                encoder
-                    .encode_descriptor(name, help, None, MetricType::Gauge)?
-                    .encode_gauge(&as_gauge(value))?;
+                gauge(encoder, name, help, value)?;
             }
         }
         Ok(())
@@ -250,7 +235,7 @@ impl Collector {
 impl Sum {
     fn add_stats(&mut self, stats: &PoolStats) {
         for (count, (_, _, read)) in self.counters.iter_mut().zip(&COUNTERS) {
-            *count += read(stats);
+            *count += read(stats).load(Relaxed);
         }
         for (times, (_, _, histogram)) in self.times.iter_mut().zip(&HISTOGRAMS) {
             let histogram = histogram(stats);
@@ -313,8 +298,7 @@ fn gauges<L: EncodeLabelSet>(
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
-    let name = format!("pglobby_{name}");
-    encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?.encode_gauge(&as_gauge(value))
+    encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&as_gauge(value))
 }
 
 fn histograms<'a>(

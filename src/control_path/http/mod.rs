@@ -39,9 +39,6 @@ use crate::{
 };
 
 /// Binds before any client is served, so that an address in use is an error at the start.
-///
-/// # Errors
-/// The address and why.
 pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, String> {
     let bound = std::net::TcpListener::bind(address)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
@@ -83,7 +80,6 @@ pub async fn serve(
     tokio::join!(accepting, readiness.watch());
 }
 
-/// Serves one connection.
 async fn converse(stream: TcpStream, activity: Arc<Activity>, router: Router, head_timeout: Duration) {
     let stream = TokioIo::new(TrackedStream { stream, activity: activity.clone() });
     let service = TowerToHyperService::new(router);

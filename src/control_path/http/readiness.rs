@@ -25,28 +25,16 @@ const SAMPLE: &str = "SELECT id::text, sealed_password FROM pglobby.tenants
     WHERE status = 'active' AND sealed_password IS NOT NULL ORDER BY tenants.id DESC LIMIT 100";
 
 /// Why the key ring cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum KeyringProblem {
     /// The key of most tenants' passwords is missing.
+    #[error("the key ring lacks key {0}, which tenants' passwords are sealed with")]
     Lacks(String),
     /// A key of that id is there, but opens none of the passwords.
+    #[error(
+        "the key ring's key {0} opens none of the tenants' passwords that are sealed with a key of that name"
+    )]
     HasAnother(String),
-}
-
-impl std::fmt::Display for KeyringProblem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Lacks(key) => {
-                write!(f, "the key ring lacks key {key}, which tenants' passwords are sealed with")
-            }
-            Self::HasAnother(key) => {
-                write!(
-                    f,
-                    "the key ring's key {key} opens none of the tenants' passwords that are sealed with a key of that name"
-                )
-            }
-        }
-    }
 }
 
 /// The readiness of this node.
@@ -114,7 +102,6 @@ impl Readiness {
     }
 }
 
-/// The result of opening a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OpenResult {
     Opens,

@@ -29,54 +29,37 @@ const ADVISORY_LOCK: i64 = 0x0070_676c_6f62_6279;
 
 /// The state of the schema for this binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "`found` is the last step applied")]
 pub enum SchemaState {
     /// Not made yet.
     Missing,
     /// Steps are missing.
-    Older {
-        /// The last step applied.
-        found: i32,
-    },
+    Older { found: i32 },
     /// The version this binary needs.
     Current,
     /// A newer version.
-    Newer {
-        /// The last step applied.
-        found: i32,
-    },
+    Newer { found: i32 },
 }
 
 /// Why the schema is not usable. Each says what to do.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum MigrationError {
     /// The schema is of a newer binary.
     #[error(
         "the central schema has version {found}, newer than this pglobby knows ({}); upgrade pglobby",
         latest()
     )]
-    Newer {
-        /// The last step applied.
-        found: i32,
-    },
+    Newer { found: i32 },
     /// `pglobby init` was not run.
     #[error("the central database has no pglobby schema; run `pglobby init`")]
     Missing,
     /// `pglobby init` was not run after an upgrade.
     #[error("the central schema has version {found}, this pglobby needs {}; run `pglobby init`", latest())]
-    Older {
-        /// The last step applied.
-        found: i32,
-    },
+    Older { found: i32 },
     /// A step failed and was rolled back.
     #[error("migration {number} ({name}) failed and was rolled back: {}", causes(cause))]
-    Step {
-        /// Which.
-        number: i32,
-        /// Its name.
-        name: &'static str,
-        /// Why.
-        cause: tokio_postgres::Error,
-    },
+    Step { number: i32, name: &'static str, cause: tokio_postgres::Error },
     /// Any other error of the central database.
     #[error("central database: {}", causes(.0))]
     Database(#[from] tokio_postgres::Error),
@@ -133,9 +116,6 @@ const CREATE_MIGRATIONS: &str = "
     );";
 
 /// The state of the schema.
-///
-/// # Errors
-/// The central database.
 pub async fn state(client: &impl GenericClient) -> Result<SchemaState, tokio_postgres::Error> {
     let exists = "SELECT pg_catalog.to_regclass('pglobby.migrations') IS NOT NULL";
     if !client.query_one(exists, &[]).await?.try_get::<_, bool>(0)? {
@@ -152,9 +132,6 @@ pub async fn state(client: &impl GenericClient) -> Result<SchemaState, tokio_pos
 }
 
 /// Refuses any other version of the schema.
-///
-/// # Errors
-/// [`MigrationError::Missing`], [`MigrationError::Older`] or [`MigrationError::Newer`].
 pub async fn require_current(client: &impl GenericClient) -> Result<(), MigrationError> {
     match state(client).await {
         Ok(SchemaState::Current) => Ok(()),

@@ -82,19 +82,13 @@ impl DatabaseSource for AdoptTenant {
 
 /// Checks that the database can be a tenant's. Returns PUBLIC's privileges on it.
 async fn inspect(work: &Work<'_>, database: &str) -> Result<Vec<String>, AdminError> {
-    let rows = work
-        .session
-        .query(
-            "looking at the database",
-            "SELECT datistemplate, datallowconn, pg_catalog.pg_has_role(datdba, 'USAGE'),
-                    pg_catalog.pg_get_userbyid(datdba)::text,
-                    ARRAY(SELECT DISTINCT a.privilege_type FROM pg_catalog.aclexplode(
-                              coalesce(datacl, pg_catalog.acldefault('d', datdba))) a
-                          WHERE a.grantee = 0 ORDER BY 1)
-             FROM pg_catalog.pg_database WHERE datname = $1",
-            &[&database],
-        )
-        .await?;
+    let sql = "SELECT datistemplate, datallowconn, pg_catalog.pg_has_role(datdba, 'USAGE'),
+                      pg_catalog.pg_get_userbyid(datdba)::text,
+                      ARRAY(SELECT DISTINCT a.privilege_type FROM pg_catalog.aclexplode(
+                                coalesce(datacl, pg_catalog.acldefault('d', datdba))) a
+                            WHERE a.grantee = 0 ORDER BY 1)
+               FROM pg_catalog.pg_database WHERE datname = $1";
+    let rows = work.session.query("looking at the database", sql, &[&database]).await?;
     let (name, host) = (&work.lock.name, &work.admin.name);
     let Some(row) = rows.first() else {
         return Err(AdminError::Refused(format!(
@@ -162,7 +156,5 @@ pub async fn complete_grants(actor: &Actor, tenant_id: i64) -> Result<(), AdminE
     let transaction = lock.client.transaction().await?;
     let sql = "UPDATE pglobby.tenants SET grants_pending = false WHERE id = $1";
     transaction.execute(sql, &[&tenant_id]).await?;
-    actor.audit(&transaction, "tenant.grants", Some(&name), &json!({})).await?;
-    transaction.commit().await?;
-    Ok(())
+    actor.commit(transaction, "tenant.grants", Some(&name), &json!({})).await
 }

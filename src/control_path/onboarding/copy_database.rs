@@ -99,18 +99,18 @@ impl Copy<'_> {
         schema: Schema,
         patience: Duration,
     ) -> Result<Instant, Stopped> {
-        let tenant = self.tenant(work).await.map_err(Stopped::of)?;
+        let tenant = self.tenant(work).await?;
         let before = (schema, &self.origin);
         let after = (&self.made, &tenant);
         let mut following = Following::begin(work, self.source, self.programs, before, after).await?;
-        self.grant(work).await.map_err(Stopped::of)?;
-        work.record("owned").await.map_err(Stopped::Failed)?;
+        self.grant(work).await?;
+        work.record("owned").await?;
         following.subscribe(work).await?;
         let held = hold(work, self.source, patience).await.map_err(Stopped::Failed)?;
         following.catch_up(patience).await?;
-        work.record("caught up").await.map_err(Stopped::Failed)?;
+        work.record("caught up").await?;
         replication::sweep(work.actor, &work.lock, &mut work.operation).await.map_err(Stopped::Failed)?;
-        work.record("copied").await.map_err(Stopped::Failed)?;
+        work.record("copied").await?;
         Ok(held)
     }
 

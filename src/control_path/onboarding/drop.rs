@@ -55,20 +55,13 @@ described! {
     }
 }
 
-/// Drops a tenant. Continues an interrupted drop; undoes an unfinished create.
+/// Drops a tenant. Continues an interrupted drop; undoes an unfinished create. `final_dump` is a new file for a
+/// last dump of the database (pg_dump's custom format), made when no client can change it any more.
 ///
 /// # Errors
-/// [`AdminError`]; once begun the tenant stays closed, and the same call goes on.
-pub async fn drop_tenant(actor: &Actor, name: &str, database: DropDatabase) -> Result<Dropped, AdminError> {
-    drop_tenant_keeping(actor, name, database, None).await
-}
-
-/// The same, with a last dump of the database in a new file (pg_dump's custom format), made when no client
-/// can change it any more.
-///
-/// # Errors
-/// As [`drop_tenant`]; a file that exists, or a copy that fails, comes before anything is dropped.
-pub async fn drop_tenant_keeping(
+/// [`AdminError`]; a file that exists, or a copy that fails, comes before anything is dropped. Once begun the
+/// tenant stays closed, and the same call goes on.
+pub async fn drop_tenant(
     actor: &Actor,
     name: &str,
     database: DropDatabase,
@@ -82,14 +75,9 @@ pub async fn drop_tenant_keeping(
         }
         settled => settled?,
     }
-    let row = lock
-        .client
-        .query_opt(
-            "SELECT id, status, host, database, username, ro_username, adopted FROM pglobby.tenants
-             WHERE name = $1 AND status <> 'dropped'",
-            &[&name],
-        )
-        .await?;
+    let sql = "SELECT id, status, host, database, username, ro_username, adopted FROM pglobby.tenants
+               WHERE name = $1 AND status <> 'dropped'";
+    let row = lock.client.query_opt(sql, &[&name]).await?;
     let Some(row) = row else {
         let living = "SELECT name FROM pglobby.tenants WHERE status <> 'dropped'";
         return Err(actor.not_found(&lock.client, "tenant", name, living).await);
@@ -183,8 +171,7 @@ async fn fence(
     Operation::supersede(&transaction, tenant_id, &["rotate", "move"]).await?;
     let operation = Operation::begin(&transaction, actor, "drop", tenant_id, arguments).await?;
     let detail = json!({ "operation": operation.id, "with_database": dropped.database_dropped });
-    actor.audit(&transaction, "tenant.drop", Some(&name), &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "tenant.drop", Some(&name), &detail).await?;
     actor.report_begun(operation.id).await;
     actor.report(&name, "fenced").await;
     Ok(operation)
@@ -270,8 +257,7 @@ async fn make_tombstone(
     transaction.execute(sql, &[&operation.tenant_id]).await?;
     operation.close(&transaction, "done", &dropped.name).await?;
     let detail = json!({ "operation": operation.id });
-    actor.audit(&transaction, "tenant.dropped", Some(&dropped.name), &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "tenant.dropped", Some(&dropped.name), &detail).await?;
     actor.report(&dropped.name, "dropped").await;
     Ok(())
 }

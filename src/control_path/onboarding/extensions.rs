@@ -117,9 +117,6 @@ impl Extensions {
 
     /// Creates them in the empty database: `inside` is a session of the administrator, `tenant` one of the
     /// tenant's role. Copies their user data from `origin`.
-    ///
-    /// # Errors
-    /// A host.
     pub async fn make(
         &self,
         origin: &HostSession,

@@ -113,9 +113,6 @@ pub async fn grant_adopted(
 }
 
 /// Refuses an adoption if its grants would fail later.
-///
-/// # Errors
-/// [`AdminError::Refused`] with examples and the way out.
 pub async fn refuse_out_of_reach(session: &HostSession) -> Result<(), AdminError> {
     let examples = session.texts("looking for tables of others", OUT_OF_REACH, &[]).await?;
     if examples.is_empty() {
@@ -130,15 +127,11 @@ pub async fn refuse_out_of_reach(session: &HostSession) -> Result<(), AdminError
 
 /// Before PostgreSQL 15 every role may create in schema `public`.
 async fn own_public_schema(session: &HostSession, roles: &Roles) -> Result<String, AdminError> {
-    let rows = session
-        .query(
-            "looking at schema public",
-            "SELECT pg_catalog.pg_get_userbyid(nspowner)::text = ANY (ARRAY['pg_database_owner', $1::text]),
-                    pg_catalog.pg_has_role(nspowner, 'USAGE')
-             FROM pg_catalog.pg_namespace WHERE nspname = 'public'",
-            &[&roles.read_write],
-        )
-        .await?;
+    let sql =
+        "SELECT pg_catalog.pg_get_userbyid(nspowner)::text = ANY (ARRAY['pg_database_owner', $1::text]),
+                      pg_catalog.pg_has_role(nspowner, 'USAGE')
+               FROM pg_catalog.pg_namespace WHERE nspname = 'public'";
+    let rows = session.query("looking at schema public", sql, &[&roles.read_write]).await?;
     let Some(row) = rows.first() else { return Ok(String::new()) };
     let (owned, reachable): (bool, bool) = (row.get(0), row.get(1));
     let mut sql = String::new();
@@ -170,7 +163,6 @@ async fn large_objects_of(session: &HostSession, role: &str) -> Result<String, A
     Ok(if superuser { keep_large_objects_for(role) } else { String::new() })
 }
 
-/// Grants SELECT on everything to one role.
 async fn read_everything(session: &HostSession, role: &str) -> Result<String, AdminError> {
     let role = ident(role);
     let mut sql = String::new();
@@ -204,9 +196,6 @@ fn future_of(owner: &str, user: Option<&str>, reader: &str) -> String {
 }
 
 /// Checks that no schema lets every role create, since the read-only role may not write.
-///
-/// # Errors
-/// [`AdminError::Refused`] with the way out.
 async fn refuse_writable_schemas(session: &HostSession, role: &str) -> Result<(), AdminError> {
     let sql = format!(
         r"SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname NOT LIKE 'pg\_%'

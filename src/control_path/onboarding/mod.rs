@@ -88,7 +88,6 @@ struct Made {
     sealed: SealedPasswords,
 }
 
-/// The first row of a new tenant.
 struct NewRow<'a> {
     host: &'a str,
     database: &'a str,
@@ -152,8 +151,7 @@ impl Work<'_> {
             "host": row.host, "database": row.database, "username": made.roles.read_write, "operation": self.operation.id,
         });
         let action = format!("tenant.{}", self.operation.kind);
-        self.actor.audit(&transaction, &action, Some(&self.lock.name), &detail).await?;
-        transaction.commit().await?;
+        self.actor.commit(transaction, &action, Some(&self.lock.name), &detail).await?;
         self.actor.report(&self.lock.name, "active").await;
         Ok(NewTenant {
             name: self.lock.name.clone(),
@@ -190,7 +188,6 @@ trait DatabaseSource: Sync {
     ) -> Result<Made, AdminError>;
 }
 
-/// The names in a request for a new tenant.
 struct Names<'a> {
     tenant: &'a str,
     /// `None`: see [`choose_host`].

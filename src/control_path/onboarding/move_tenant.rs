@@ -216,7 +216,6 @@ pub(super) async fn hold(
     Ok(held)
 }
 
-/// Waits until no session of the tenant's roles is left on the old host.
 async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), AdminError> {
     let give_up = Instant::now() + patience;
     loop {
@@ -273,16 +272,12 @@ async fn switch(
     let detail = json!({
         "operation": work.operation.id, "from": work.operation.argument("from"), "to": work.operation.argument("host"),
     });
-    work.actor.audit(&transaction, "tenant.move", Some(&work.lock.name), &detail).await?;
-    transaction.commit().await?;
+    work.actor.commit(transaction, "tenant.move", Some(&work.lock.name), &detail).await?;
     work.actor.report(&work.lock.name, "switched").await;
     Ok(())
 }
 
 /// Completes or undoes an interrupted move before another command on the tenant.
-///
-/// # Errors
-/// As [`move_tenant`].
 pub(super) async fn settle(actor: &Actor, lock: &mut TenantLock) -> Result<(), AdminError> {
     match Operation::left(lock, "move").await? {
         None => Ok(()),

@@ -18,119 +18,52 @@ pub const ROLE_CANDIDATES_MAX: u32 = 99;
 /// Databases of PostgreSQL itself, and names of the admin console.
 const RESERVED: [&str; 6] = ["pglobby", "pgbouncer", "postgres", "template0", "template1", "all"];
 
-/// Why a name is invalid.
+/// Why a name is invalid: one sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NameError {
-    /// Nothing there.
-    #[error("a {what} needs a name")]
-    Empty {
-        /// tenant, database, role, login, …
-        what: &'static str,
-    },
-    /// PostgreSQL would truncate it.
-    #[error("{what} name {name:?} has {bytes} bytes; PostgreSQL allows {max}")]
-    TooLong {
-        /// tenant, database, …
-        what: &'static str,
-        /// As given.
-        name: String,
-        /// Its length in UTF-8.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// NUL, line ends and the like.
-    #[error("{what} name {name:?} holds a control character; choose a name without it")]
-    ControlCharacter {
-        /// tenant, database, …
-        what: &'static str,
-        /// As given.
-        name: String,
-    },
-    /// A reader cannot tell it from the name without spaces.
-    #[error("{what} name {name:?} begins or ends with a space; choose a name without it")]
-    SurroundingSpace {
-        /// tenant, database, …
-        what: &'static str,
-        /// As given.
-        name: String,
-    },
-    /// `alice@acme` means login alice of tenant acme.
-    #[error(
-        "tenant name {name:?} holds '@', which separates login and tenant in a user name; choose a name without it"
-    )]
-    AtSign {
-        /// As given.
-        name: String,
-    },
-    /// `--tenants acme,globex` means two.
-    #[error("tenant name {name:?} holds ',', which separates names in a list; choose a name without it")]
-    Comma {
-        /// As given.
-        name: String,
-    },
-    /// Used by PostgreSQL, the console, or for the central database.
-    #[error("{what} name {name:?} is reserved ({why}); choose another name")]
-    Reserved {
-        /// tenant, database, …
-        what: &'static str,
-        /// As given.
-        name: String,
-        /// By what it is used.
-        why: &'static str,
-    },
-}
+#[error("{0}")]
+pub struct NameError(String);
 
 /// Checks a tenant's name. `central_database` is the name of the central database.
-///
-/// # Errors
-/// [`NameError`], in words for the operator.
 pub fn check_tenant_name(name: &str, central_database: &str) -> Result<(), NameError> {
     check_identifier("tenant", name)?;
-    if name.contains('@') {
-        return Err(NameError::AtSign { name: name.to_owned() });
-    }
-    if name.contains(',') {
-        return Err(NameError::Comma { name: name.to_owned() });
+    // `alice@acme` means login alice of tenant acme, and `--tenants acme,globex` means two.
+    for (sign, use_of_it) in [('@', "login and tenant in a user name"), (',', "names in a list")] {
+        if name.contains(sign) {
+            return Err(NameError(format!(
+                "tenant name {name:?} holds '{sign}', which separates {use_of_it}; choose a name without it"
+            )));
+        }
     }
     check_not_reserved("tenant", name, central_database)
 }
 
 /// Checks the name of a tenant's database.
-///
-/// # Errors
-/// [`NameError`].
 pub fn check_database_name(name: &str, central_database: &str) -> Result<(), NameError> {
     check_identifier("database", name)?;
     check_not_reserved("database", name, central_database)
 }
 
 /// Checks that `name` is a valid identifier that PostgreSQL does not change.
-///
-/// # Errors
-/// [`NameError`].
 pub fn check_identifier(what: &'static str, name: &str) -> Result<(), NameError> {
     check_text(what, name, NAME_BYTES_MAX)
 }
 
 /// Checks that `name` is not empty and has at most `max` bytes and no control characters or outer spaces.
-///
-/// # Errors
-/// [`NameError`].
 pub fn check_text(what: &'static str, name: &str, max: usize) -> Result<(), NameError> {
-    if name.is_empty() {
-        return Err(NameError::Empty { what });
-    }
-    if name.len() > max {
-        return Err(NameError::TooLong { what, name: name.to_owned(), bytes: name.len(), max });
-    }
-    if name.chars().any(char::is_control) {
-        return Err(NameError::ControlCharacter { what, name: name.to_owned() });
-    }
-    if name.trim() != name {
-        return Err(NameError::SurroundingSpace { what, name: name.to_owned() });
-    }
-    Ok(())
+    let bytes = name.len();
+    let problem = if name.is_empty() {
+        format!("a {what} needs a name")
+    } else if bytes > max {
+        // PostgreSQL would truncate it.
+        format!("{what} name {name:?} has {bytes} bytes; PostgreSQL allows {max}")
+    } else if name.chars().any(char::is_control) {
+        format!("{what} name {name:?} holds a control character; choose a name without it")
+    } else if name.trim() != name {
+        format!("{what} name {name:?} begins or ends with a space; choose a name without it")
+    } else {
+        return Ok(());
+    };
+    Err(NameError(problem))
 }
 
 fn check_not_reserved(what: &'static str, name: &str, central_database: &str) -> Result<(), NameError> {
@@ -147,7 +80,7 @@ fn check_not_reserved(what: &'static str, name: &str, central_database: &str) ->
     } else {
         return Ok(());
     };
-    Err(NameError::Reserved { what, name: name.to_owned(), why })
+    Err(NameError(format!("{what} name {name:?} is reserved ({why}); choose another name")))
 }
 
 /// The names of a tenant's two roles at the `attempt`-th attempt (from 1): `acme_rw` and `acme_ro`, then

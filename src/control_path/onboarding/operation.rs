@@ -17,7 +17,10 @@ use tokio_postgres::{Client, Transaction, error::SqlState};
 
 use super::names::shell_word;
 use crate::control_path::{
-    admin::actor::{Actor, AdminError},
+    admin::{
+        actor::{Actor, AdminError},
+        fields::from_row,
+    },
     secrets::{scram_verifier::generate_password, seal::SecretLocation},
 };
 
@@ -37,17 +40,11 @@ pub struct TenantLock {
 
 impl TenantLock {
     /// Waits up to a minute for the lock.
-    ///
-    /// # Errors
-    /// [`AdminError::Busy`], or the central database.
     pub async fn take(actor: &Actor, name: &str) -> Result<Self, AdminError> {
         Self::take_within(actor, name, LOCK_WAIT_MS).await
     }
 
     /// The same with a short wait.
-    ///
-    /// # Errors
-    /// [`AdminError::Busy`], or the central database.
     pub async fn take_at_once(actor: &Actor, name: &str) -> Result<Self, AdminError> {
         Self::take_within(actor, name, AT_ONCE_MS).await
     }
@@ -86,9 +83,6 @@ pub struct Operation {
 
 impl Operation {
     /// Inserts an operation in the transaction that creates or changes the tenant's row.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn begin(
         transaction: &Transaction<'_>,
         actor: &Actor,
@@ -96,39 +90,24 @@ impl Operation {
         tenant_id: i64,
         arguments: Value,
     ) -> Result<Self, AdminError> {
-        let row = transaction
-            .query_one(
-                "INSERT INTO pglobby.operations (kind, tenant_id, arguments, actor)
-                 VALUES ($1, $2, $3, $4) RETURNING id, step",
-                &[&kind, &tenant_id, &arguments, &actor.name],
-            )
-            .await?;
+        let sql = "INSERT INTO pglobby.operations (kind, tenant_id, arguments, actor)
+                   VALUES ($1, $2, $3, $4) RETURNING id, step";
+        let row = transaction.query_one(sql, &[&kind, &tenant_id, &arguments, &actor.name]).await?;
         Ok(Self { id: row.get(0), kind: kind.to_owned(), tenant_id, arguments, step: row.get(1) })
     }
 
     /// An interrupted operation on the locked tenant, if there is one.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn left_running(lock: &TenantLock) -> Result<Option<Self>, AdminError> {
-        let row = lock
-            .client
-            .query_opt(
-                "SELECT o.id, o.kind, o.tenant_id, o.arguments, o.step
-                 FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
-                 WHERE t.name = $1 AND t.status <> 'dropped' AND o.status IN ('running', 'failed')
-                   AND t.status IN ('provisioning', 'dropping')
-                 ORDER BY o.id DESC LIMIT 1",
-                &[&lock.name],
-            )
-            .await?;
+        let sql = "SELECT o.id, o.kind, o.tenant_id, o.arguments, o.step
+                   FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
+                   WHERE t.name = $1 AND t.status <> 'dropped' AND o.status IN ('running', 'failed')
+                     AND t.status IN ('provisioning', 'dropping')
+                   ORDER BY o.id DESC LIMIT 1";
+        let row = lock.client.query_opt(sql, &[&lock.name]).await?;
         Ok(row.as_ref().map(Self::of_row))
     }
 
     /// An interrupted operation of `kind` on the locked tenant, in any state of the tenant.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn left(lock: &TenantLock, kind: &str) -> Result<Option<Self>, AdminError> {
         let sql = "SELECT o.id, o.kind, o.tenant_id, o.arguments, o.step
                    FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
@@ -139,19 +118,10 @@ impl Operation {
     }
 
     fn of_row(row: &tokio_postgres::Row) -> Self {
-        Self {
-            id: row.get(0),
-            kind: row.get(1),
-            tenant_id: row.get(2),
-            arguments: row.get(3),
-            step: row.get(4),
-        }
+        from_row!(row => Self { id, kind, tenant_id, arguments, step })
     }
 
     /// Refuses work on a tenant with an interrupted operation.
-    ///
-    /// # Errors
-    /// [`AdminError::Refused`] with the command that finishes it.
     pub async fn refuse_unfinished(lock: &TenantLock) -> Result<(), AdminError> {
         let sql = "SELECT o.kind FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
                    WHERE t.name = $1 AND t.status <> 'dropped' AND o.status IN ('running', 'failed') LIMIT 1";
@@ -167,21 +137,14 @@ impl Operation {
 
     /// Closes interrupted operations of these kinds, because the new one repeats their work or makes it
     /// unnecessary.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn supersede(
         transaction: &Transaction<'_>,
         tenant_id: i64,
         kinds: &[&str],
     ) -> Result<(), AdminError> {
-        transaction
-            .execute(
-                "UPDATE pglobby.operations SET status = 'undone', error = 'superseded by what came after it', updated_at = now()
-                 WHERE tenant_id = $1 AND kind = ANY ($2) AND status IN ('running', 'failed')",
-                &[&tenant_id, &kinds],
-            )
-            .await?;
+        let sql = "UPDATE pglobby.operations SET status = 'undone', error = 'superseded by what came after it', updated_at = now()
+                   WHERE tenant_id = $1 AND kind = ANY ($2) AND status IN ('running', 'failed')";
+        transaction.execute(sql, &[&tenant_id, &kinds]).await?;
         Ok(())
     }
 
@@ -224,13 +187,9 @@ impl Operation {
         status: &str,
         tenant: &str,
     ) -> Result<(), AdminError> {
-        let closed = transaction
-            .execute(
-                "UPDATE pglobby.operations SET status = $2, updated_at = now()
-                 WHERE id = $1 AND status IN ('running', 'failed')",
-                &[&self.id, &status],
-            )
-            .await?;
+        let sql = "UPDATE pglobby.operations SET status = $2, updated_at = now()
+                   WHERE id = $1 AND status IN ('running', 'failed')";
+        let closed = transaction.execute(sql, &[&self.id, &status]).await?;
         if closed == 0 {
             return Err(AdminError::Busy { tenant: tenant.to_owned() });
         }
@@ -238,17 +197,10 @@ impl Operation {
     }
 
     /// Records the error; the next run continues from here.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn note_failure(&self, lock: &TenantLock, error: &AdminError) -> Result<(), AdminError> {
-        lock.client
-            .execute(
-                "UPDATE pglobby.operations SET status = 'failed', error = $2, updated_at = now()
-                 WHERE id = $1 AND status = 'running'",
-                &[&self.id, &error.to_string()],
-            )
-            .await?;
+        let sql = "UPDATE pglobby.operations SET status = 'failed', error = $2, updated_at = now()
+                   WHERE id = $1 AND status = 'running'";
+        lock.client.execute(sql, &[&self.id, &error.to_string()]).await?;
         Ok(())
     }
 }
@@ -278,9 +230,6 @@ impl Passwords {
     }
 
     /// Seals both for the row `tenant_id`.
-    ///
-    /// # Errors
-    /// [`AdminError::Seal`].
     pub fn seal(&self, actor: &Actor, tenant_id: i64) -> Result<SealedPasswords, AdminError> {
         let row = tenant_id.to_string();
         let place = |column| SecretLocation { table: "tenants", row: &row, column };

@@ -49,8 +49,7 @@ pub async fn rename(actor: &Actor, name: &str, to: &str) -> Result<TenantSummary
     let operation = Operation::begin(&transaction, actor, "rename", row.get(0), arguments).await?;
     operation.close(&transaction, "done", name).await?;
     let detail = json!({ "from": name, "operation": operation.id });
-    actor.audit(&transaction, "tenant.rename", Some(to), &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "tenant.rename", Some(to), &detail).await?;
     actor.report(to, "renamed").await;
     tenants::show(actor, to).await
 }

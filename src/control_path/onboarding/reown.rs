@@ -35,30 +35,7 @@ owned (classid, objid, owner) AS (
     WHERE typnamespace IN (SELECT oid FROM own_schemas) AND (typtype = 'm') = $3 AND typtype IN ('b', 'c', 'd', 'e', 'r', 'm')
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = t.oid)
       AND (typrelid = 0 OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = typrelid AND c.relkind = 'c'))
-    UNION ALL
-    SELECT 'pg_operator'::regclass, oid, oprowner FROM pg_catalog.pg_operator
-    WHERE oprnamespace IN (SELECT oid FROM own_schemas)
-    UNION ALL
-    SELECT 'pg_opclass'::regclass, oid, opcowner FROM pg_catalog.pg_opclass
-    WHERE opcnamespace IN (SELECT oid FROM own_schemas)
-    UNION ALL
-    SELECT 'pg_opfamily'::regclass, oid, opfowner FROM pg_catalog.pg_opfamily
-    WHERE opfnamespace IN (SELECT oid FROM own_schemas)
-    UNION ALL
-    SELECT 'pg_collation'::regclass, oid, collowner FROM pg_catalog.pg_collation
-    WHERE collnamespace IN (SELECT oid FROM own_schemas)
-    UNION ALL
-    SELECT 'pg_conversion'::regclass, oid, conowner FROM pg_catalog.pg_conversion
-    WHERE connamespace IN (SELECT oid FROM own_schemas)
-    UNION ALL
-    SELECT 'pg_ts_dict'::regclass, oid, dictowner FROM pg_catalog.pg_ts_dict
-    WHERE dictnamespace IN (SELECT oid FROM own_schemas)
-    UNION ALL
-    SELECT 'pg_ts_config'::regclass, oid, cfgowner FROM pg_catalog.pg_ts_config
-    WHERE cfgnamespace IN (SELECT oid FROM own_schemas)
-    UNION ALL
-    SELECT 'pg_statistic_ext'::regclass, oid, stxowner FROM pg_catalog.pg_statistic_ext
-    WHERE stxnamespace IN (SELECT oid FROM own_schemas)
+    {others}
     UNION ALL
     SELECT 'pg_foreign_server'::regclass, oid, srvowner FROM pg_catalog.pg_foreign_server
     UNION ALL
@@ -82,19 +59,38 @@ WHERE owned.owner <> (SELECT oid FROM new_owner)
            OR (d.deptype IN ('a', 'i') AND owned.classid = 'pg_class'::regclass AND d.refobjsubid > 0)))
 ORDER BY owned.classid <> 'pg_namespace'::regclass, owned.classid, owned.objid";
 
+/// Catalogs of which every object in a schema counts: owner and schema.
+const OTHERS: [(&str, &str, &str); 8] = [
+    ("pg_operator", "oprowner", "oprnamespace"),
+    ("pg_opclass", "opcowner", "opcnamespace"),
+    ("pg_opfamily", "opfowner", "opfnamespace"),
+    ("pg_collation", "collowner", "collnamespace"),
+    ("pg_conversion", "conowner", "connamespace"),
+    ("pg_ts_dict", "dictowner", "dictnamespace"),
+    ("pg_ts_config", "cfgowner", "cfgnamespace"),
+    ("pg_statistic_ext", "stxowner", "stxnamespace"),
+];
+
 /// Makes `owner` the owner of everything in the database of `session`.
 ///
 /// # Errors
 /// The host, naming the objects that are not the administrator's to give.
 pub async fn reown(session: &HostSession, owner: &str) -> Result<(), AdminError> {
+    let others = OTHERS.map(|(catalog, owner, schema)| {
+        format!(
+            "UNION ALL SELECT '{catalog}'::regclass, oid, {owner} FROM pg_catalog.{catalog}
+             WHERE {schema} IN (SELECT oid FROM own_schemas)\n"
+        )
+    });
+    let statements = STATEMENTS.replace("{others}", &others.concat());
     // In newer versions multirange types follow their range types and must not be altered here; in older
     // ones they must.
     for multiranges in [false, true] {
         let parameters: [&(dyn ToSql + Sync); 3] = [&owner, &ident(owner), &multiranges];
-        let statements =
-            session.texts("listing what the template brought along", STATEMENTS, &parameters).await?;
-        if !statements.is_empty() {
-            let sql = format!("BEGIN;\n{};\nCOMMIT", statements.join(";\n"));
+        let found =
+            session.texts("listing what the template brought along", &statements, &parameters).await?;
+        if !found.is_empty() {
+            let sql = format!("BEGIN;\n{};\nCOMMIT", found.join(";\n"));
             session
                 .run("making the tenant's role the owner of what the template brought along", &sql)
                 .await?;

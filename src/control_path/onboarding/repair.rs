@@ -39,7 +39,6 @@ const PAUSE_FIRST: Duration = Duration::from_secs(5);
 const PAUSE_LAST: Duration = Duration::from_secs(600);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
-/// The state of attempts for one tenant.
 #[derive(Debug)]
 struct TenantRepairs {
     /// A running attempt; the channel closes at its end.
@@ -50,7 +49,6 @@ struct TenantRepairs {
     repaired: u32,
 }
 
-/// Attempts by tenant.
 #[derive(Debug, Default)]
 struct RepairLimits(HashMap<i64, TenantRepairs>);
 

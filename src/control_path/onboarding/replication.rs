@@ -58,9 +58,9 @@ pub(super) enum Stopped {
     Failed(AdminError),
 }
 
-impl Stopped {
-    /// Errors of a host stop replication only; other errors stop the whole move.
-    pub fn of(error: AdminError) -> Self {
+/// Errors of a host stop replication only; other errors stop the whole move.
+impl From<AdminError> for Stopped {
+    fn from(error: AdminError) -> Self {
         match error {
             AdminError::Host { .. } | AdminError::Connect { .. } => Self::Unsuitable(error.to_string()),
             error => Self::Failed(error),
@@ -96,9 +96,6 @@ pub(super) struct Schema {
 
 impl Schema {
     /// Reads the schema, and the archive that recreates it.
-    ///
-    /// # Errors
-    /// The host, or pg_dump.
     pub async fn look(
         programs: &CopyPrograms,
         source: &Source,
@@ -131,11 +128,11 @@ impl<'a> Following<'a> {
         (before, origin): (Schema, &'a HostSession),
         (made, tenant): (&'a Roles, &'a HostSession),
     ) -> Result<Following<'a>, Stopped> {
-        let replica = work.admin.connect_to(&source.database).await.map_err(Stopped::of)?;
+        let replica = work.admin.connect_to(&source.database).await?;
         replication_checks::look(source, origin, &work.admin, &work.session).await?;
         work.operation.arguments["follows"] = true.into();
-        work.record("following").await.map_err(Stopped::Failed)?;
-        let forced = tenant.texts("looking for forced policies", FORCED, &[]).await.map_err(Stopped::of)?;
+        work.record("following").await?;
+        let forced = tenant.texts("looking for forced policies", FORCED, &[]).await?;
         let name = name_of(&work.operation);
         let owner = made.read_write.as_str();
         let subscription = 0; // until there is one
@@ -143,12 +140,9 @@ impl<'a> Following<'a> {
     }
 
     /// Subscribes, and waits until all tables are copied and few changes are missing.
-    ///
-    /// # Errors
-    /// [`Stopped`].
     pub async fn subscribe(&mut self, work: &mut Work<'_>) -> Result<(), Stopped> {
-        let password = self.publish(work).await.map_err(Stopped::of)?;
-        work.record("published").await.map_err(Stopped::Failed)?;
+        let password = self.publish(work).await?;
+        work.record("published").await?;
         let name = self.name.clone();
         self.force_policies(false).await?;
         // The statement contains the password of a role that ends with this move.
@@ -156,7 +150,7 @@ impl<'a> Following<'a> {
             true => "SET log_statement = none; SET log_min_error_statement = panic",
             false => "",
         };
-        self.replica.run("preparing to subscribe", quiet).await.map_err(Stopped::of)?;
+        self.replica.run("preparing to subscribe", quiet).await?;
         // Workers start only after the tenant owns the subscription.
         let sql = format!(
             "CREATE SUBSCRIPTION {name} CONNECTION {} PUBLICATION {name}
@@ -164,18 +158,15 @@ impl<'a> Following<'a> {
                    run_as_owner = false, password_required = true)",
             literal(&self.conninfo(&password))
         );
-        self.replica
-            .run("waiting no longer than that", &wait_at_most(BEGIN_WAIT_MS))
-            .await
-            .map_err(Stopped::of)?;
-        self.replica.run("subscribing to the old host", &sql).await.map_err(Stopped::of)?;
+        self.replica.run("waiting no longer than that", &wait_at_most(BEGIN_WAIT_MS)).await?;
+        self.replica.run("subscribing to the old host", &sql).await?;
         self.remember(work).await?;
-        self.replica.run("waiting as usual", WAIT_AS_USUAL).await.map_err(Stopped::of)?;
+        self.replica.run("waiting as usual", WAIT_AS_USUAL).await?;
         for step in [format!("OWNER TO {}", ident(self.owner)), "ENABLE".to_owned()] {
             let sql = format!("ALTER SUBSCRIPTION {name} {step}");
-            self.replica.run("giving the subscription to the tenant", &sql).await.map_err(Stopped::of)?;
+            self.replica.run("giving the subscription to the tenant", &sql).await?;
         }
-        work.record("subscribed").await.map_err(Stopped::Failed)?;
+        work.record("subscribed").await?;
         self.wait_until_near(work).await?;
         work.record("synced").await.map_err(Stopped::Failed)
     }
@@ -184,7 +175,7 @@ impl<'a> Following<'a> {
     async fn remember(&mut self, work: &mut Work<'_>) -> Result<(), Stopped> {
         let sql = "SELECT oid FROM pg_catalog.pg_subscription WHERE subname = $1";
         let rows = self.replica.query("looking at the subscription", sql, &[&self.name]).await;
-        self.subscription = rows.map_err(Stopped::of)?.first().map_or(0, |row| row.get(0));
+        self.subscription = rows?.first().map_or(0, |row| row.get(0));
         work.operation.arguments["subscription"] = self.subscription.into();
         work.operation.remember(&work.lock).await.map_err(Stopped::Failed)
     }
@@ -224,10 +215,9 @@ impl<'a> Following<'a> {
         let force = if forced { "FORCE" } else { "NO FORCE" };
         let alter = |table: &String| format!("ALTER TABLE {table} {force} ROW LEVEL SECURITY");
         let sql = self.forced.iter().map(alter).collect::<Vec<_>>().join(";\n");
-        self.tenant.run("filling tables with forced policies", &sql).await.map_err(Stopped::of)
+        self.tenant.run("filling tables with forced policies", &sql).await.map_err(Stopped::from)
     }
 
-    /// Connection string from the new host to the old one.
     fn conninfo(&self, password: &SecretString) -> String {
         let quote = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
         let admin = &self.source.admin;
@@ -246,13 +236,13 @@ impl<'a> Following<'a> {
     async fn wait_until_near(&self, work: &Work<'_>) -> Result<(), Stopped> {
         let mut moved = (Instant::now(), (0, i64::MAX));
         loop {
-            let Progress { enabled, at_work, copied, tables } = self.standing().await.map_err(Stopped::of)?;
+            let Progress { enabled, at_work, copied, tables } = self.standing().await?;
             if !enabled {
                 return Err(Stopped::Unsuitable(format!(
                     "the new host could not apply what it was sent; its log says why ({copied} of {tables} tables were copied)"
                 )));
             }
-            let missing = self.missing_bytes().await.map_err(Stopped::of)?;
+            let missing = self.missing_bytes().await?;
             if copied == tables && missing <= NEAR_BYTES {
                 return Ok(());
             }
@@ -307,27 +297,25 @@ impl<'a> Following<'a> {
             return Err(Stopped::Unsuitable("its schema was changed while it was copied".to_owned()));
         }
         self.force_policies(true).await?;
-        let values = self.origin.texts("reading sequences", SEQUENCES, &[]).await.map_err(Stopped::of)?;
+        let values = self.origin.texts("reading sequences", SEQUENCES, &[]).await?;
         let Some(values) = values.first().filter(|sql| !sql.is_empty()) else { return Ok(()) };
-        let values = self.origin.texts("reading sequences", values, &[]).await.map_err(Stopped::of)?;
-        self.tenant.run("setting sequences", &values.join(";\n")).await.map_err(Stopped::of)
+        let values = self.origin.texts("reading sequences", values, &[]).await?;
+        self.tenant.run("setting sequences", &values.join(";\n")).await.map_err(Stopped::from)
     }
 
     async fn last_bytes(&self, patience: Duration) -> Result<(), Stopped> {
         // The message after it makes the server flush and send everything before it.
         let mark = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
-        let end = self.origin.texts("looking where the old host is", mark, &[]).await.map_err(Stopped::of)?;
+        let end = self.origin.texts("looking where the old host is", mark, &[]).await?;
         let end = end.first().cloned().unwrap_or_default();
         let flush = "SELECT pg_catalog.pg_logical_emit_message(true, 'pglobby', 'fenced')";
-        self.origin.run("marking the end", flush).await.map_err(Stopped::of)?;
+        self.origin.run("marking the end", flush).await?;
         let sql = "SELECT 1 FROM pg_catalog.pg_replication_slots
                    WHERE slot_name = $1 AND confirmed_flush_lsn >= $2::text::pg_lsn";
         let give_up = Instant::now() + patience;
         loop {
             let there = self.origin.query("waiting for the new host", sql, &[&self.name, &end]).await;
-            if !there.map_err(Stopped::of)?.is_empty()
-                && self.standing().await.map_err(Stopped::of)?.is_whole()
-            {
+            if !there?.is_empty() && self.standing().await?.is_whole() {
                 return Ok(());
             }
             if Instant::now() >= give_up {
@@ -340,7 +328,6 @@ impl<'a> Following<'a> {
     }
 }
 
-/// Progress of the new host.
 struct Progress {
     enabled: bool,
     at_work: bool,
@@ -467,9 +454,7 @@ async fn drop_slot(session: &HostSession, slot: &str) -> Result<(), AdminError> 
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(()),
-            dropped => return dropped.map(drop_rows),
+            dropped => return dropped.map(|_| ()),
         }
     }
 }
-
-fn drop_rows(_: Vec<tokio_postgres::Row>) {}

@@ -82,9 +82,6 @@ SELECT why FROM (
 ) AS obstacles (place, why) ORDER BY place LIMIT 1";
 
 /// Refuses a tenant that a dump could not copy, before clients wait for it.
-///
-/// # Errors
-/// [`AdminError::Refused`] with the way out.
 pub(super) async fn refuse_hidden(source: &Source, origin: &HostSession) -> Result<(), AdminError> {
     match origin.texts("looking for hidden rows", HIDDEN, &[]).await?.first() {
         None => Ok(()),
@@ -97,9 +94,6 @@ pub(super) async fn refuse_hidden(source: &Source, origin: &HostSession) -> Resu
 }
 
 /// Checks everything; the first obstacle is the error.
-///
-/// # Errors
-/// [`Stopped::Unsuitable`] with it.
 pub(super) async fn look(
     source: &Source,
     origin: &HostSession,
@@ -113,9 +107,9 @@ pub(super) async fn look(
         )));
     }
     for (session, sql) in [(origin, HERE), (there, THERE)] {
-        let AdminRights { superuser, .. } = session.rights().await.map_err(Stopped::of)?;
+        let AdminRights { superuser, .. } = session.rights().await?;
         let found = session.texts("looking for what is in the way", sql, &[&superuser]).await;
-        if let Some(why) = found.map_err(Stopped::of)?.into_iter().next() {
+        if let Some(why) = found?.into_iter().next() {
             return Err(Stopped::Unsuitable(why));
         }
     }

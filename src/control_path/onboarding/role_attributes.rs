@@ -91,9 +91,6 @@ impl Belongings<'_> {
     }
 
     /// Statements that undo changes of the database; none if it is unchanged.
-    ///
-    /// # Errors
-    /// The host.
     pub async fn database_as_made(&self, session: &HostSession) -> Result<Vec<String>, AdminError> {
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
             [&self.database, &self.read_write, &self.read_only];
@@ -101,9 +98,6 @@ impl Belongings<'_> {
     }
 
     /// Whether the roles or the database were changed.
-    ///
-    /// # Errors
-    /// The host.
     pub async fn are_changed(&self, session: &HostSession) -> Result<bool, AdminError> {
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
             [&self.database, &self.read_write, &self.read_only];
@@ -112,9 +106,6 @@ impl Belongings<'_> {
     }
 
     /// Whether the read-only role has lost its privileges inside the database, as by DROP OWNED.
-    ///
-    /// # Errors
-    /// The host.
     pub async fn reader_has_nothing(&self, session: &HostSession) -> Result<bool, AdminError> {
         let sql = "SELECT FROM pg_catalog.pg_shdepend s
                    JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid AND r.rolname = $2
@@ -169,9 +160,6 @@ async fn try_to_follow(actor: &Actor, name: &str, enter: Option<bool>) -> Result
 }
 
 /// Allows or forbids a role to log in. Present sessions stay.
-///
-/// # Errors
-/// The host.
 pub async fn allow(session: &HostSession, role: &str, enter: bool) -> Result<(), AdminError> {
     let login = if enter { "LOGIN" } else { "NOLOGIN" };
     session

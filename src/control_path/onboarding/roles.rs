@@ -40,9 +40,6 @@ pub fn new_mark(kind: &str, tenant: &str) -> String {
 }
 
 /// Role names for `tenant` that are free on this host.
-///
-/// # Errors
-/// The host, or no free name.
 pub async fn choose(session: &HostSession, tenant: &str) -> Result<Roles, AdminError> {
     for attempt in 1..=ROLE_CANDIDATES_MAX {
         let (read_write, read_only) = role_names(tenant, attempt);
@@ -101,39 +98,21 @@ pub async fn create(
 }
 
 /// The roles that carry `mark`.
-///
-/// # Errors
-/// The host.
 pub async fn marked(session: &HostSession, mark: &str) -> Result<Vec<String>, AdminError> {
-    session
-        .texts(
-            "looking for the roles of an operation",
-            "SELECT rolname::text FROM pg_catalog.pg_roles
-             WHERE pg_catalog.shobj_description(oid, 'pg_authid') = $1",
-            &[&mark],
-        )
-        .await
+    let sql = "SELECT rolname::text FROM pg_catalog.pg_roles
+               WHERE pg_catalog.shobj_description(oid, 'pg_authid') = $1";
+    session.texts("looking for the roles of an operation", sql, &[&mark]).await
 }
 
 /// Databases that a role with `mark` owns. The operation made them, because the role was unknown before.
-///
-/// # Errors
-/// The host.
 pub async fn marked_databases(session: &HostSession, mark: &str) -> Result<Vec<String>, AdminError> {
-    session
-        .texts(
-            "looking for the database of an operation",
-            "SELECT d.datname::text FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba
-             WHERE pg_catalog.shobj_description(r.oid, 'pg_authid') = $1",
-            &[&mark],
-        )
-        .await
+    let sql =
+        "SELECT d.datname::text FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba
+               WHERE pg_catalog.shobj_description(r.oid, 'pg_authid') = $1";
+    session.texts("looking for the database of an operation", sql, &[&mark]).await
 }
 
 /// Forbids a role to log in, ends its sessions, and rolls back its prepared transactions.
-///
-/// # Errors
-/// The host.
 pub async fn shut_out(admin: &HostAdmin, session: &HostSession, role: &str) -> Result<(), AdminError> {
     if !ours(session, role).await? {
         return Ok(());
@@ -152,9 +131,6 @@ pub async fn shut_out(admin: &HostAdmin, session: &HostSession, role: &str) -> R
 /// owner of their database. If that owner has powers, they do not, because code in them (an index
 /// expression, a view, a function) would run with those powers. Then the role stays as their owner and
 /// cannot log in.
-///
-/// # Errors
-/// The host.
 pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Result<(), AdminError> {
     if !ours(session, role).await? {
         return Ok(());
@@ -212,9 +188,6 @@ GROUP BY d.oid, d.datname, d.datdba, r.oid";
 
 /// Whether the role exists and pglobby created it. A row that was edited by hand must not cause the loss of
 /// another role.
-///
-/// # Errors
-/// The host.
 pub async fn ours(session: &HostSession, role: &str) -> Result<bool, AdminError> {
     let sql =
         "SELECT pg_catalog.shobj_description(oid, 'pg_authid') FROM pg_catalog.pg_roles WHERE rolname = $1";

@@ -26,7 +26,7 @@ use crate::{
     control_path::{
         admin::{
             actor::{Actor, AdminError},
-            fields::described,
+            fields::{described, from_row},
             host_connection::{HostAdmin, HostSession},
             tenants::missing,
         },
@@ -48,7 +48,6 @@ described! {
     }
 }
 
-/// The row as it was.
 struct Before {
     id: i64,
     status: String,
@@ -75,9 +74,6 @@ pub async fn rotate(actor: &Actor, name: &str) -> Result<RotatedTenant, AdminErr
 
 /// The same as a repair, after a host refused the tenant's role or database. `false`: the tenant's
 /// credentials are not of `generation` any more, it is closed, or nothing was changed.
-///
-/// # Errors
-/// As [`rotate`].
 pub async fn rotate_in_trouble(
     actor: &Actor,
     name: &str,
@@ -126,16 +122,12 @@ async fn rotate_if(
 
     let operation = begin(actor, &mut lock, before.id).await?;
     let passwords = Passwords::generate();
-    let changed = change(actor, &mut lock, &operation, &session, &before, &passwords).await;
-    let proved = match changed {
-        Ok(()) => verify(&admin, &session, &before, &passwords).await,
-        Err(error) => Err(error),
+    let done = async {
+        change(actor, &mut lock, &operation, &session, &before, &passwords).await?;
+        verify(&admin, &session, &before, &passwords).await?;
+        finish(actor, &mut lock, &operation, &before, "done").await
     };
-    let done = match proved {
-        Ok(()) => finish(actor, &mut lock, &operation, &before, "done").await,
-        Err(error) => Err(error),
-    };
-    match done {
+    match done.await {
         Ok(()) => {
             actor.report(name, "rotated").await;
             let roles = before.roles().map(str::to_owned).collect();
@@ -177,8 +169,8 @@ impl Before {
 }
 
 async fn load(actor: &Actor, lock: &TenantLock) -> Result<Before, AdminError> {
-    let sql = "SELECT id, status, host, database, username, ro_username, sealed_password, sealed_ro_password,
-                      generation, adopted
+    let sql = "SELECT id, status, host, database, username AS read_write, ro_username AS read_only,
+                      sealed_password AS sealed, sealed_ro_password AS sealed_ro, generation, adopted
                FROM pglobby.tenants WHERE name = $1 AND status <> 'dropped'";
     let Some(row) = lock.client.query_opt(sql, &[&lock.name]).await? else {
         return Err(missing(actor, &lock.client, &lock.name).await);
@@ -190,18 +182,9 @@ async fn load(actor: &Actor, lock: &TenantLock) -> Result<Before, AdminError> {
             lock.name
         )));
     }
-    Ok(Before {
-        id: row.get("id"),
-        status,
-        host: row.get("host"),
-        database: row.get("database"),
-        read_write: row.get("username"),
-        read_only: row.get("ro_username"),
-        sealed: row.get("sealed_password"),
-        sealed_ro: row.get("sealed_ro_password"),
-        generation: row.get("generation"),
-        adopted: row.get("adopted"),
-    })
+    Ok(from_row!(row => Before {
+        id, status, host, database, read_write, read_only, sealed, sealed_ro, generation, adopted
+    }))
 }
 
 /// Records the start. Closes an interrupted rotation, because this one repeats it.
@@ -311,9 +294,7 @@ async fn finish(
     let action = if status == "done" { "tenant.rotate" } else { "tenant.rotate.undone" };
     let roles: Vec<&str> = before.roles().collect();
     let detail = json!({ "operation": operation.id, "roles": roles });
-    actor.audit(&transaction, action, Some(&name), &detail).await?;
-    transaction.commit().await?;
-    Ok(())
+    actor.commit(transaction, action, Some(&name), &detail).await
 }
 
 /// Restores host and row over new connections; it does not matter which commit failed.

@@ -26,9 +26,6 @@ pub struct SchemaFile {
 }
 
 /// Reads all files before anything is created.
-///
-/// # Errors
-/// [`AdminError::Invalid`]: not there, not UTF-8, too large.
 pub fn read(paths: &[PathBuf]) -> Result<Vec<SchemaFile>, AdminError> {
     paths.iter().map(|path| read_one(path)).collect()
 }

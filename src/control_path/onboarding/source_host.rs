@@ -37,14 +37,8 @@ LEFT JOIN pg_roles r ON r.oid = c.setrole, unnest(c.setconfig) AS s (setting)
 WHERE c.setrole = 0 OR r.rolname IN ($2, $3)";
 
 /// Parameters with a list of names, whose elements ALTER DATABASE takes one by one.
-const LISTS: [&str; 6] = [
-    "search_path",
-    "temp_tablespaces",
-    "session_preload_libraries",
-    "local_preload_libraries",
-    "shared_preload_libraries",
-    "unix_socket_directories",
-];
+const LISTS: &str = "search_path temp_tablespaces session_preload_libraries local_preload_libraries
+    shared_preload_libraries unix_socket_directories";
 
 /// A list as PostgreSQL stores it, each element as a literal. The tenant wrote it, and an element without
 /// quotes may be any text without space and comma, so it must be escaped.
@@ -66,9 +60,6 @@ fn list(kept: &str) -> String {
 
 impl Source {
     /// Reads the central database and the host.
-    ///
-    /// # Errors
-    /// No such tenant, one that is not open, or its host.
     pub async fn load(actor: &Actor, lock: &TenantLock) -> Result<Self, AdminError> {
         let sql = "SELECT id, status, host, database, username, ro_username, adopted FROM pglobby.tenants
                    WHERE name = $1 AND status <> 'dropped'";
@@ -85,14 +76,9 @@ impl Source {
         let admin = HostAdmin::load(actor, &lock.client, row.get("host")).await?;
         let session = admin.connect().await?;
         let database: String = row.get("database");
-        let found = session
-            .query(
-                "looking at the database",
-                "SELECT oid, pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text FROM pg_database
-                 WHERE datname = $1",
-                &[&database],
-            )
-            .await?;
+        let sql = "SELECT oid, pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text FROM pg_database
+                   WHERE datname = $1";
+        let found = session.query("looking at the database", sql, &[&database]).await?;
         let Some(found) = found.first() else {
             return Err(AdminError::Refused(format!(
                 "there is no database {database:?} on host {:?}; see `pglobby doctor`",
@@ -184,9 +170,6 @@ impl Source {
 
     /// Number of sessions and prepared transactions of the tenant's roles on the old host. A copy would
     /// lose them.
-    ///
-    /// # Errors
-    /// The host.
     pub async fn sessions(&self) -> Result<i64, AdminError> {
         let sql = "SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usename = ANY ($1))
                      + (SELECT count(*) FROM pg_catalog.pg_prepared_xacts WHERE database = $2)";
@@ -205,9 +188,6 @@ impl Source {
     }
 
     /// Settings of the database and its roles, for the roles on the new host.
-    ///
-    /// # Errors
-    /// The host.
     pub async fn settings(&self, new: &Roles) -> Result<Vec<String>, AdminError> {
         let rows = self
             .session
@@ -227,7 +207,8 @@ impl Source {
                 }
                 _ => format!("ROLE {} IN DATABASE {database}", ident(&new.read_only)),
             };
-            let value = if LISTS.contains(&key.as_str()) { list(&value) } else { literal(&value) };
+            let is_list = LISTS.split_whitespace().any(|name| name == key);
+            let value = if is_list { list(&value) } else { literal(&value) };
             let key: Vec<String> = key.split('.').map(ident).collect();
             format!("ALTER {target} SET {} TO {value}", key.join("."))
         };

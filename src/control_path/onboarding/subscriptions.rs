@@ -9,9 +9,6 @@ const RENAMED_MAX: u32 = 20;
 
 /// Drops subscription `oid` of `database`, without connecting to its publisher. Its workers run code of the
 /// tenant, which may lock or rename it meanwhile; so this retries.
-///
-/// # Errors
-/// The host.
 pub(super) async fn end_subscription(admin: &HostAdmin, database: &str, oid: u32) -> Result<(), AdminError> {
     let inside = admin.connect_to(database).await?.before_tenants(admin).await?;
     let doing = "ending the subscription";

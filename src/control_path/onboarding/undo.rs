@@ -62,9 +62,6 @@ pub(super) async fn undo_after(
 }
 
 /// Removes everything with the operation's mark from its host, and closes the operation.
-///
-/// # Errors
-/// The host or the central database.
 pub(super) async fn undo(
     actor: &Actor,
     lock: &mut TenantLock,
@@ -106,8 +103,7 @@ pub(super) async fn forget(
     let sql = "DELETE FROM pglobby.tenants WHERE id = $1 AND status = 'provisioning'";
     transaction.execute(sql, &[&operation.tenant_id]).await?;
     let detail = serde_json::json!({ "operation": operation.id, "step": operation.step });
-    actor.audit(&transaction, &format!("tenant.{}.undone", operation.kind), Some(&name), &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, &format!("tenant.{}.undone", operation.kind), Some(&name), &detail).await?;
     actor.report(&name, "undone").await;
     Ok(())
 }

@@ -22,7 +22,6 @@ use crate::{
     },
 };
 
-/// Rows that are sealed again in one transaction.
 const BATCH_ROWS: i64 = 100;
 
 /// The columns with credentials: table, key column and its type, column.
@@ -63,9 +62,6 @@ described! {
 }
 
 /// Every key of the ring, and every key that seals something.
-///
-/// # Errors
-/// The central database.
 pub async fn list(actor: &Actor) -> Result<Vec<KeyUse>, AdminError> {
     let client = actor.central.client().await?;
     let sealed = count_by_key(&client).await?;

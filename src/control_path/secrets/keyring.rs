@@ -21,7 +21,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rand::Rng as _;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
@@ -44,46 +44,26 @@ pub struct Keyring {
 
 /// Why the key ring cannot be used. Never quotes its content.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum KeyringError {
     /// Neither `[keys] file` nor `PGLOBBY_KEYS`.
     #[error("no key ring is configured; set [keys] file in the configuration, or PGLOBBY_KEYS")]
     NotConfigured,
     /// The file is not there.
     #[error("key ring {} does not exist; `pglobby init` makes one", path.display())]
-    Missing {
-        /// `[keys] file`.
-        path: PathBuf,
-    },
+    Missing { path: PathBuf },
     /// `create_file` never overwrites: every sealed row would be lost with the keys.
     #[error("key ring {} exists already and is not overwritten", path.display())]
-    Exists {
-        /// `[keys] file`.
-        path: PathBuf,
-    },
+    Exists { path: PathBuf },
     /// Other users of this machine can read the file.
     #[error("key ring {} has mode {mode:04o}; run: chmod 600 {}", path.display(), path.display())]
-    TooOpen {
-        /// `[keys] file`.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
+    TooOpen { path: PathBuf, mode: u32 },
     /// An error of the operating system.
     #[error("key ring {}: {cause}", path.display())]
-    Io {
-        /// `[keys] file`.
-        path: PathBuf,
-        /// What it said.
-        cause: io::Error,
-    },
+    Io { path: PathBuf, cause: io::Error },
     /// Not a ring.
     #[error("{origin} is not a key ring: {problem}")]
-    Invalid {
-        /// The file's path, or `PGLOBBY_KEYS`.
-        origin: String,
-        /// What is wrong, without content of the ring.
-        problem: String,
-    },
+    Invalid { origin: String, problem: String },
 }
 
 impl Keyring {
@@ -145,9 +125,6 @@ impl Keyring {
     }
 
     /// Writes a new file, mode 0600, complete or not at all.
-    ///
-    /// # Errors
-    /// [`KeyringError::Exists`], or what the operating system says.
     pub fn create_file(&self, path: &Path) -> Result<(), KeyringError> {
         let io = |cause| KeyringError::Io { path: path.to_owned(), cause };
         let draft = self.write_draft(path).map_err(io)?;
@@ -250,11 +227,6 @@ impl Keyring {
         }
         Ok(Self { writing: written.writing, keys })
     }
-
-    /// The ring's text, for `PGLOBBY_KEYS`.
-    pub fn to_secret_text(&self) -> SecretString {
-        SecretString::from(self.to_toml().as_str())
-    }
 }
 
 impl std::fmt::Debug for Keyring {
@@ -344,9 +316,9 @@ mod tests {
     #[test]
     fn errors_and_debug_never_show_a_key() {
         let ring = Keyring::generate();
-        let text = ring.to_secret_text();
+        let text = ring.to_toml();
         let encoded = STANDARD.encode(ring.key(ring.writing_key()).unwrap());
-        assert!(text.expose_secret().contains(&encoded));
+        assert!(text.contains(&encoded));
         assert!(!format!("{ring:?}").contains(&encoded));
 
         for broken in [

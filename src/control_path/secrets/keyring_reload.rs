@@ -41,9 +41,6 @@ struct Version {
 
 impl ReloadableKeyring {
     /// Loads the ring that `config` names.
-    ///
-    /// # Errors
-    /// [`KeyringError`].
     pub fn load(config: &Config) -> Result<Self, KeyringError> {
         // The version is read first: if the file is replaced in between, it is read once more later.
         let version = version_of(config);
@@ -67,17 +64,11 @@ impl ReloadableKeyring {
     }
 
     /// [`Keyring::seal`] with the newest ring.
-    ///
-    /// # Errors
-    /// [`SealError`].
     pub fn seal(&self, place: &SecretLocation<'_>, secret: &SecretString) -> Result<Vec<u8>, SealError> {
         self.fresh().seal(place, secret)
     }
 
     /// [`Keyring::open`]; reads the file again if the key is unknown or does not open the blob.
-    ///
-    /// # Errors
-    /// [`SealError`].
     pub fn open(&self, place: &SecretLocation<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
         match self.ring.load().open(place, blob) {
             Err(SealError::UnknownKey { .. } | SealError::DoesNotOpen { .. }) if self.reload_if_changed() => {

@@ -36,52 +36,27 @@ impl std::fmt::Display for SecretLocation<'_> {
 
 /// Why a secret could not be sealed or opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum SealError {
     /// Shorter than any blob.
     #[error("{place}: the sealed value is truncated ({bytes} bytes)")]
-    Truncated {
-        /// The credential.
-        place: String,
-        /// How long it is.
-        bytes: usize,
-    },
+    Truncated { place: String, bytes: usize },
     /// Written by a newer version, or not by pglobby.
     #[error("{place}: the sealed value has format {version}, this pglobby knows format {VERSION}")]
-    UnknownVersion {
-        /// The credential.
-        place: String,
-        /// Its first byte.
-        version: u8,
-    },
+    UnknownVersion { place: String, version: u8 },
     /// The key is not in the ring.
     #[error("{place}: sealed with key {key}, which is not in the key ring")]
-    UnknownKey {
-        /// The credential.
-        place: String,
-        /// The key's id.
-        key: String,
-    },
+    UnknownKey { place: String, key: String },
     /// The key is there, but the blob is of another place or damaged. The cipher cannot tell which.
     #[error("{place}: does not open with key {key}; it was sealed for another row or column, or altered")]
-    DoesNotOpen {
-        /// The credential.
-        place: String,
-        /// The key's id.
-        key: String,
-    },
+    DoesNotOpen { place: String, key: String },
     /// The cipher refused it; only for secrets over 256 GiB.
     #[error("{place}: could not be sealed")]
-    CouldNotSeal {
-        /// The credential.
-        place: String,
-    },
+    CouldNotSeal { place: String },
 }
 
 impl Keyring {
     /// Encrypts `secret` for `place` with the sealing key.
-    ///
-    /// # Errors
-    /// [`SealError::CouldNotSeal`].
     pub fn seal(&self, place: &SecretLocation<'_>, secret: &SecretString) -> Result<Vec<u8>, SealError> {
         let failed = || SealError::CouldNotSeal { place: place.to_string() };
         let id = self.writing_key();
@@ -94,9 +69,6 @@ impl Keyring {
     }
 
     /// Decrypts a blob sealed for `place`.
-    ///
-    /// # Errors
-    /// Every [`SealError`] but `CouldNotSeal`.
     pub fn open(&self, place: &SecretLocation<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
         let Sealed { key_id, nonce, ciphertext } = Sealed::parse(place, blob)?;
         let key = self
@@ -118,7 +90,6 @@ impl Keyring {
     }
 }
 
-/// A blob, taken apart.
 struct Sealed<'a> {
     key_id: &'a str,
     nonce: &'a [u8; NONCE_BYTES],

@@ -51,8 +51,7 @@ pub struct Accepted {
 }
 
 impl ClientTlsAcceptor {
-    /// # Errors
-    /// [`TlsError`]: a file cannot be used, or the key does not match the certificate.
+    /// Loads the files.
     pub fn load(files: CertificateFiles<'_>) -> Result<Self, TlsError> {
         Ok(Self { current: ArcSwap::from_pointee(TlsSnapshot::load(files)?) })
     }

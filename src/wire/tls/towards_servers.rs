@@ -1,4 +1,4 @@
-//! TLS towards servers: verifies the server's certificate and computes its hash for SCRAM's channel binding.
+//! TLS towards servers: verifies the server's certificate as libpq's `sslmode` does.
 
 use std::{
     collections::HashMap,
@@ -52,9 +52,6 @@ type Made = HashMap<(Trust, Option<PathBuf>), Arc<ClientConfig>>;
 impl ServerTlsConfigs {
     /// `default_authorities` is for hosts without a file of their own; `identity` is the certificate and key
     /// for servers that ask for one.
-    ///
-    /// # Errors
-    /// [`TlsError`]: the certificate or its key cannot be used.
     pub fn new(
         default_authorities: Option<PathBuf>,
         identity: Option<(&Path, &Path)>,
@@ -70,9 +67,6 @@ impl ServerTlsConfigs {
     }
 
     /// The configuration for a host; `None`: the default authorities, or else the system's.
-    ///
-    /// # Errors
-    /// [`TlsError`]: authorities are needed and cannot be read.
     pub fn get(&self, trust: Trust, host_authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
         let authorities = match trust {
             Trust::Anybody => None,
@@ -93,11 +87,12 @@ impl ServerTlsConfigs {
 
     fn make(&self, trust: Trust, authorities: Option<&Path>) -> Result<ClientConfig, TlsError> {
         let provider = provider();
-        let verifier: Arc<dyn ServerCertVerifier> = match trust {
-            Trust::Anybody => Arc::new(Anybody { algorithms: provider.signature_verification_algorithms }),
-            Trust::Authority => Arc::new(ByAuthority::new(authorities, &provider, false)?),
-            Trust::AuthorityAndName => Arc::new(ByAuthority::new(authorities, &provider, true)?),
+        let authorities = match trust {
+            Trust::Anybody => None,
+            _ => Some(Authorities::new(authorities, &provider, trust == Trust::AuthorityAndName)?),
         };
+        let verifier =
+            Arc::new(Verifier { algorithms: provider.signature_verification_algorithms, authorities });
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .dangerous()
@@ -113,23 +108,30 @@ impl ServerTlsConfigs {
     }
 }
 
-/// `verify-ca` and `verify-full`.
+/// Verifies signatures always; the certificate only by its authorities. Without them (`allow`, `prefer`,
+/// `require`) the connection is encrypted and no more.
 #[derive(Debug)]
-struct ByAuthority {
-    web_pki: Arc<WebPkiServerVerifier>,
-    /// The same authorities, for certificates that the verifier does not take; empty for those of the system.
-    authorities: Vec<CertificateDer<'static>>,
+struct Verifier {
     algorithms: WebPkiSupportedAlgorithms,
+    authorities: Option<Authorities>,
+}
+
+/// For `verify-ca` and `verify-full`.
+#[derive(Debug)]
+struct Authorities {
+    web_pki: Arc<WebPkiServerVerifier>,
+    /// The same authorities, for certificates that rustls does not take; empty for those of the system.
+    named: Vec<CertificateDer<'static>>,
     name_matters: bool,
 }
 
-impl ByAuthority {
+impl Authorities {
     fn new(
         path: Option<&Path>,
         provider: &Arc<CryptoProvider>,
         name_matters: bool,
     ) -> Result<Self, TlsError> {
-        let (roots, authorities) = match path {
+        let (roots, named) = match path {
             Some(path) => (authorities(path)?, certificates(path)?),
             None => {
                 let mut roots = RootCertStore::empty();
@@ -143,16 +145,11 @@ impl ByAuthority {
         let web_pki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?;
-        Ok(Self {
-            web_pki,
-            authorities,
-            algorithms: provider.signature_verification_algorithms,
-            name_matters,
-        })
+        Ok(Self { web_pki, named, name_matters })
     }
 }
 
-impl ServerCertVerifier for ByAuthority {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -161,8 +158,10 @@ impl ServerCertVerifier for ByAuthority {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified =
-            self.web_pki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let Some(Authorities { web_pki, named, name_matters }) = &self.authorities else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let verified = web_pki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         let Err(error) = verified else { return verified };
         // The name is looked at last, after the chain.
         let is_signed = matches!(
@@ -176,60 +175,17 @@ impl ServerCertVerifier for ByAuthority {
             if !certificate.is_unusual() {
                 return Err(error);
             }
-            certificate.verify_directly(&self.authorities, &self.algorithms, now)?;
+            certificate.verify_directly(named, &self.algorithms, now)?;
         }
-        let is_named = match certificate.has_no_alternative_name() {
+        let is_named = || match certificate.has_no_alternative_name() {
             true => certificate.has_common_name(server_name),
-            false => {
-                !is_signed
-                    && verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name).is_ok()
-            }
+            false => ParsedCertificate::try_from(end_entity)
+                .is_ok_and(|parsed| verify_server_name(&parsed, server_name).is_ok()),
         };
-        match is_named || !self.name_matters {
+        match !name_matters || is_named() {
             true => Ok(ServerCertVerified::assertion()),
             false => Err(CertificateError::NotValidForName.into()),
         }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Certificate::parse(cert)?.verify_handshake(false, message, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Certificate::parse(cert)?.verify_handshake(true, message, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-/// `allow`, `prefer` and `require`: encryption without verification.
-#[derive(Debug)]
-struct Anybody {
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

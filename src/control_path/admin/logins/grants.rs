@@ -10,9 +10,6 @@ use crate::control_path::admin::{
 };
 
 /// Grants `tenants`, or all tenants, to a service login. A second grant changes the access.
-///
-/// # Errors
-/// No such login or tenant, or it is no service.
 pub async fn grant(
     actor: &Actor,
     name: &str,
@@ -31,16 +28,12 @@ pub async fn grant(
     let detail = json!({
         "login": name, "tenants": tenants, "all_tenants": all_tenants, "access": access(read_only),
     });
-    actor.audit(&transaction, "login.grant", None, &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "login.grant", None, &detail).await?;
     drop(client);
     show(actor, name).await
 }
 
 /// Revokes `tenants`, or the right to all tenants, from a service login. Single grants stay.
-///
-/// # Errors
-/// No such login or tenant, or it is no service.
 pub async fn revoke(
     actor: &Actor,
     name: &str,
@@ -60,8 +53,7 @@ pub async fn revoke(
         transaction.execute(sql, &[&login_id]).await?;
     }
     let detail = json!({ "login": name, "tenants": tenants, "all_tenants": all_tenants });
-    actor.audit(&transaction, "login.revoke", None, &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "login.revoke", None, &detail).await?;
     drop(client);
     show(actor, name).await
 }
@@ -75,13 +67,9 @@ pub(super) async fn grant_each(
 ) -> Result<(), AdminError> {
     for tenant in tenants {
         let tenant_id = id_of(actor, client, tenant).await?;
-        client
-            .execute(
-                "INSERT INTO pglobby.login_tenants (login_id, tenant_id, access) VALUES ($1, $2, $3)
-                 ON CONFLICT (login_id, tenant_id) DO UPDATE SET access = excluded.access",
-                &[&login_id, &tenant_id, &access(read_only)],
-            )
-            .await?;
+        let sql = "INSERT INTO pglobby.login_tenants (login_id, tenant_id, access) VALUES ($1, $2, $3)
+                   ON CONFLICT (login_id, tenant_id) DO UPDATE SET access = excluded.access";
+        client.execute(sql, &[&login_id, &tenant_id, &access(read_only)]).await?;
     }
     Ok(())
 }

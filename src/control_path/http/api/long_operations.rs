@@ -84,13 +84,10 @@ impl Progress for OperationStarted {
     async fn step(&self, _: &str, _: &str) {}
 }
 
-/// Starts `command`. Answers 202 with its operation, or the outcome if that is ready within `wait`. Errors
+/// Starts `command`. Answers 202 with its operation, or the outcome if that is ready within `?wait=`. Errors
 /// before the start are answered at once. If the caller disconnects before the operation is recorded,
 /// nothing runs; afterwards it completes.
-///
-/// # Errors
-/// [`ApiError`].
-pub async fn begin(caller: &Caller, command: AdminCommand, wait: Duration) -> Result<Response, ApiError> {
+pub async fn begin(caller: &Caller, command: AdminCommand) -> Result<Response, ApiError> {
     caller.admit(&command).await?;
     let Ok(place) = caller.api.running.places.clone().try_acquire_owned() else {
         return Err(ApiError::new(
@@ -127,7 +124,7 @@ pub async fn begin(caller: &Caller, command: AdminCommand, wait: Duration) -> Re
         drop((place, listed)); // in this order
         outcome
     });
-    let mut response = match tokio::time::timeout(wait, carried_on).await {
+    let mut response = match tokio::time::timeout(caller.wait, carried_on).await {
         Ok(Ok(outcome)) => done(created, &outcome?),
         _ => answered(StatusCode::ACCEPTED, &operations::show(&caller.actor, id).await?),
     };
@@ -137,12 +134,9 @@ pub async fn begin(caller: &Caller, command: AdminCommand, wait: Duration) -> Re
     Ok(response)
 }
 
-/// The operation, once it has ended or after `wait`.
-///
-/// # Errors
-/// [`AdminError::NotFound`], or the central database.
-pub async fn follow(caller: &Caller, id: i64, wait: Duration) -> Result<OperationSummary, AdminError> {
-    let until = Instant::now() + wait;
+/// The operation, once it has ended or after `?wait=`.
+pub async fn follow(caller: &Caller, id: i64) -> Result<OperationSummary, AdminError> {
+    let until = Instant::now() + caller.wait;
     loop {
         let operation = operations::show(&caller.actor, id).await?;
         if operation.is_over() {

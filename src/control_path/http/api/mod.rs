@@ -15,8 +15,8 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
-    http::{Uri, header::AUTHORIZATION, request::Parts},
+    extract::{DefaultBodyLimit, FromRequestParts, Request, State},
+    http::{StatusCode, Uri, header::AUTHORIZATION, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::get,
@@ -54,19 +54,16 @@ pub struct Caller {
     api: Api,
     actor: Actor,
     role: Role,
+    /// `?wait=30s`: how long the caller waits for long work.
+    wait: Duration,
 }
 
-/// The requirements of a route.
 #[derive(Clone)]
 struct Rules {
     api: Api,
     role: Role,
     query: &'static [&'static str],
 }
-
-/// `?wait=30s`: how long the caller waits for long work.
-#[derive(Clone, Copy)]
-struct MaxWait(Duration);
 
 /// Routes below `/v1`, and the answers for unknown paths.
 pub fn router(proxy: Arc<Proxy>, context: AdminContext) -> Router {
@@ -111,22 +108,22 @@ async fn guard(State(rules): State<Rules>, request: Request, next: Next) -> Resp
     let config = api.proxy.config.load_full();
     let answered = async {
         let (mut parts, body) = request.into_parts();
-        let caller = recognise(&api, &parts).await?;
+        let mut caller = recognise(&api, &parts).await?;
         if caller.role < role {
             return Err(forbidden(role));
         }
-        let patience = patience(&parts.uri, query, &config)?;
-        parts.extensions.insert(patience);
+        let wait = wait(&parts.uri, query, &config)?;
+        caller.wait = wait;
         parts.extensions.insert(caller);
-        Ok((patience, Request::from_parts(parts, body)))
+        Ok((wait, Request::from_parts(parts, body)))
     };
     let limit = config.timeouts.http_request;
-    let (patience, request) = match tokio::time::timeout(limit, answered).await {
+    let (wait, request) = match tokio::time::timeout(limit, answered).await {
         Ok(Ok(admitted)) => admitted,
         Ok(Err(error)) => return error.into_response(),
         Err(_) => return timed_out(),
     };
-    tokio::time::timeout(limit + patience.0, next.run(request)).await.unwrap_or_else(|_| timed_out())
+    tokio::time::timeout(limit + wait, next.run(request)).await.unwrap_or_else(|_| timed_out())
 }
 
 /// Whether the decoded path and query are UTF-8 without NUL, as PostgreSQL's text.
@@ -166,12 +163,12 @@ async fn recognise(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
         return Err(ApiError::new("unauthorized", "this API key is unknown, expired or revoked"));
     };
     let actor = api.context.actor(format!("api:{}", key.name));
-    Ok(Caller { api: api.clone(), actor, role: key.role })
+    Ok(Caller { api: api.clone(), actor, role: key.role, wait: Duration::ZERO })
 }
 
-/// Refuses unknown query parameters: a misspelt filter must not return everything.
-fn patience(uri: &Uri, known: &[&str], config: &Config) -> Result<MaxWait, ApiError> {
-    let mut patience = Duration::ZERO;
+/// [`Caller::wait`]. Refuses unknown query parameters: a misspelt filter must not return everything.
+fn wait(uri: &Uri, known: &[&str], config: &Config) -> Result<Duration, ApiError> {
+    let mut longest = Duration::ZERO;
     for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         if !known.contains(&key) {
@@ -181,14 +178,22 @@ fn patience(uri: &Uri, known: &[&str], config: &Config) -> Result<MaxWait, ApiEr
         if key == "wait" {
             let wait = units::duration(value);
             let wait = wait.map_err(|why| ApiError::new("invalid", format!("wait {why}")))?;
-            patience = wait.min(config.timeouts.http_wait);
+            longest = wait.min(config.timeouts.http_wait);
         }
     }
-    Ok(MaxWait(patience))
+    Ok(longest)
+}
+
+/// [`guard`] has put it there.
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = StatusCode;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, StatusCode> {
+        parts.extensions.remove().ok_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
 }
 
 impl Caller {
-    /// Checks the role that the command needs.
     async fn admit(&self, command: &AdminCommand) -> Result<(), ApiError> {
         let role = command.role(&self.actor).await?;
         if self.role < role { Err(forbidden(role)) } else { Ok(()) }

@@ -25,7 +25,7 @@ pub fn document(routes: &[Route]) -> Value {
     let mut paths = Map::new();
     for route in routes {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
-        path[route.method.to_lowercase()] = operation(route);
+        path[route.method] = operation(route);
     }
     json!({
         "openapi": "3.0.3",
@@ -91,7 +91,7 @@ fn reference(schema: &str) -> Value {
 /// `post_tenants_name_suspend`.
 fn operation_id(route: &Route) -> String {
     let path = route.path.trim_start_matches("/v1/").replace(['{', '}'], "").replace(['/', '-'], "_");
-    format!("{}_{path}", route.method.to_lowercase())
+    format!("{}_{path}", route.method)
 }
 
 fn parameter(name: &str) -> &'static str {
@@ -142,7 +142,6 @@ fn typed(kind: &str) -> Value {
     }
 }
 
-/// The schema of an answer.
 fn answer<T: Described>() -> Value {
     let properties = T::FIELDS.iter().map(|field| {
         let mut schema = match field.kind {
@@ -165,42 +164,29 @@ fn answer<T: Described>() -> Value {
     json!({ "type": "object", "properties": properties, "required": required })
 }
 
+/// Request bodies, each a name and fields as [`object`] reads them.
+const BODIES: &str = "
+    NewTenantBody name host:string? database:string? template:string? schema:string[]? adopt:boolean?
+        owner:string?;
+    TenantSettings pool_mode:string? pool_size:integer? min_pool_size:integer? max_clients:integer?
+        statement_timeout:string? allow_from:string[]?;
+    SuspendBody reason:string? after_transaction:boolean?;
+    RenameBody to;
+    MoveBody host patience:string? keep_source:boolean?;
+    NewLoginBody name tenant:string? service:boolean? tenants:string[]? all_tenants:boolean? admin:boolean?
+        read_only:boolean? password:secret? valid_until:string? allow_from:string[]?;
+    LoginSettings access:string? may_add_logins:boolean? valid_until:string? allow_from:string[]?;
+    PasswordBody password:secret?;
+    GrantBody tenants:string[]? all_tenants:boolean? read_only:boolean?;
+    NewHostBody name address port:integer? tls_mode:string? tls_root_ca:string? admin_user:string?
+        admin_database:string? admin_password:secret? max_connections:integer? accepts_tenants:boolean?;
+    HostSettings address:string? port:integer? tls_mode:string? tls_root_ca:string? admin_user:string?
+        admin_database:string? admin_password:secret? max_connections:integer? accepts_tenants:boolean?;
+    RotateKeysBody retire:boolean?;
+    Error error:ErrorWords;
+    ErrorWords code message";
+
 fn schemas() -> Value {
-    const BODIES: &[(&str, &str)] = &[
-        (
-            "NewTenantBody",
-            "name host:string? database:string? template:string? schema:string[]? adopt:boolean? owner:string?",
-        ),
-        (
-            "TenantSettings",
-            "pool_mode:string? pool_size:integer? min_pool_size:integer? max_clients:integer? statement_timeout:string?
-             allow_from:string[]?",
-        ),
-        ("SuspendBody", "reason:string? after_transaction:boolean?"),
-        ("RenameBody", "to"),
-        ("MoveBody", "host patience:string? keep_source:boolean?"),
-        (
-            "NewLoginBody",
-            "name tenant:string? service:boolean? tenants:string[]? all_tenants:boolean? admin:boolean? read_only:boolean?
-             password:secret? valid_until:string? allow_from:string[]?",
-        ),
-        ("LoginSettings", "access:string? may_add_logins:boolean? valid_until:string? allow_from:string[]?"),
-        ("PasswordBody", "password:secret?"),
-        ("GrantBody", "tenants:string[]? all_tenants:boolean? read_only:boolean?"),
-        (
-            "NewHostBody",
-            "name address port:integer? tls_mode:string? tls_root_ca:string? admin_user:string? admin_database:string?
-             admin_password:secret? max_connections:integer? accepts_tenants:boolean?",
-        ),
-        (
-            "HostSettings",
-            "address:string? port:integer? tls_mode:string? tls_root_ca:string? admin_user:string? admin_database:string?
-             admin_password:secret? max_connections:integer? accepts_tenants:boolean?",
-        ),
-        ("RotateKeysBody", "retire:boolean?"),
-        ("Error", "error:ErrorWords"),
-        ("ErrorWords", "code message"),
-    ];
     let answers = [
         ("Tenant", answer::<TenantSummary>()),
         ("NewTenant", answer::<NewTenant>()),
@@ -218,7 +204,8 @@ fn schemas() -> Value {
         ("Operation", answer::<OperationSummary>()),
         ("AuditEntry", answer::<AuditEntry>()),
     ];
-    let bodies = BODIES.iter().map(|(name, fields)| (*name, object(fields)));
+    let bodies = BODIES.split(';').filter_map(|body| body.trim().split_once(' '));
+    let bodies = bodies.map(|(name, fields)| (name, object(fields)));
     bodies.chain(answers).map(|(name, schema)| (name.to_owned(), schema)).collect::<Map<_, _>>().into()
 }
 

@@ -113,10 +113,7 @@ pub struct SuspendBody {
 impl SuspendBody {
     /// The command.
     pub fn of(self, name: String) -> AdminCommand {
-        let sessions = match self.after_transaction {
-            true => SuspendSessions::EndAfterTransaction,
-            false => SuspendSessions::EndNow,
-        };
+        let sessions = SuspendSessions::ending(self.after_transaction);
         AdminCommand::SuspendTenant { name, reason: self.reason, sessions }
     }
 }
@@ -141,9 +138,6 @@ pub struct MoveBody {
 
 impl MoveBody {
     /// The command.
-    ///
-    /// # Errors
-    /// A patience that is no duration.
     pub fn of(self, name: String) -> Result<AdminCommand, ApiError> {
         let patience = units::duration(self.patience.as_deref().unwrap_or(MoveTenant::PATIENCE));
         let patience = patience.map_err(|why| invalid(&format!("patience {why}")))?;
@@ -226,9 +220,6 @@ pub struct GrantBody {
 
 impl GrantBody {
     /// The command.
-    ///
-    /// # Errors
-    /// Nothing is named.
     pub fn of(self, name: String, grant: bool) -> Result<AdminCommand, ApiError> {
         let Self { tenants, all_tenants, read_only } = self;
         if tenants.is_empty() && !all_tenants {
@@ -284,9 +275,6 @@ pub struct RotateKeysBody {
 }
 
 /// A PATCH: settings with new values as `set KEY=VALUE` takes them; `null` restores the default.
-///
-/// # Errors
-/// A value that is an object, or nothing at all.
 pub fn settings(body: Map<String, Value>) -> Result<Vec<(String, String)>, ApiError> {
     if body.is_empty() {
         return Err(invalid("nothing is to be changed: name a setting"));
