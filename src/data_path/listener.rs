@@ -34,10 +34,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds everything that the configuration names.
-    ///
-    /// # Errors
-    /// The address and why.
+    /// Binds everything that the configuration names. The error has the address.
     pub fn bind(config: &Config) -> Result<Self, String> {
         let tcp = config.listen.iter().map(|address| {
             bind_tcp(*address, config).map_err(|error| format!("cannot listen on {address}: {error}"))
@@ -70,9 +67,6 @@ impl Listeners {
     }
 
     /// Accepts on every worker until the result is dropped.
-    ///
-    /// # Errors
-    /// The operating system's.
     pub fn serve(&self, proxy: &Arc<Proxy>) -> io::Result<Accepting> {
         let spare = Arc::new(Spare::new());
         let (stop, stopped) = tokio::sync::watch::channel(());
@@ -191,7 +185,6 @@ async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>, spare: &Spare) {
     }
 }
 
-/// Serves an accepted client in a task of its own.
 fn spawn_client(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
     let config = proxy.config.load();
     match proxy.connection_limits.enter(peer, &config.limits) {

@@ -52,12 +52,10 @@ impl Account {
         Arc::new(Self { limit, max: max.into(), used: AtomicUsize::new(0), parents })
     }
 
-    /// The bytes in use.
     pub fn used(&self) -> usize {
         self.used.load(Relaxed)
     }
 
-    /// The limit in bytes.
     pub fn max(&self) -> usize {
         self.max.load(Relaxed)
     }
@@ -74,9 +72,6 @@ impl Account {
     }
 
     /// Checks whether this many more bytes may be used.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded.
     pub fn admits(&self, bytes: usize) -> Result<(), Limit> {
         let grown = self.used().saturating_add(bytes);
         if grown > self.max() {
@@ -114,7 +109,6 @@ impl Charge {
         charge
     }
 
-    /// The charged bytes.
     #[inline]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -133,10 +127,7 @@ impl Charge {
         self.bytes = bytes;
     }
 
-    /// The same with a check of the limits.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded; the charge does not change.
+    /// The same with a check of the limits. The charge does not change on an error.
     pub fn try_set(&mut self, account: &Arc<Account>, bytes: usize) -> Result<(), Limit> {
         let same = self.account.as_ref().is_some_and(|before| Arc::ptr_eq(before, account));
         let more = bytes.saturating_sub(if same { self.bytes } else { 0 });

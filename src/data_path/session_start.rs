@@ -43,11 +43,8 @@ use crate::{
 /// A client that has logged in and has no session yet.
 #[derive(Debug)]
 pub struct AuthenticatedClient {
-    /// The connection.
     pub stream: Stream,
-    /// The startup packet.
     pub packet: StartupPacket,
-    /// The login.
     pub login: Arc<Login>,
     /// The last replies of the authentication; they go out with the session's first write.
     pub unsent: Vec<u8>,

@@ -37,7 +37,6 @@ pub struct ClientMessages<'a, 'c> {
     pub(super) rules: &'a SessionRules,
     /// The session's parse settings at the beginning of the transaction.
     pub(super) under: &'a Arc<ParseSettings>,
-    /// The settings of the startup packet.
     pub(super) startup: &'a Settings,
     pub(super) unnamed_serial: &'a mut u64,
     pub(super) sequence_use: &'a mut SequenceUse,
@@ -47,7 +46,6 @@ pub struct ClientMessages<'a, 'c> {
 }
 
 impl ClientMessages<'_, '_> {
-    /// Handles a message by its type.
     #[inline]
     pub(super) fn message(
         &mut self,
@@ -102,13 +100,11 @@ impl ClientMessages<'_, '_> {
         self.server.replies.is_doubtful(name) || (!name.is_empty() && self.server.replies.is_deallocating())
     }
 
-    /// Records the side effects of a text that goes to the server.
     #[inline]
     pub(super) fn record(&mut self, side_effects: &SideEffects, alone: bool) {
         record_side_effects(side_effects, alone, self.sequence_use, self.rules, self.server);
     }
 
-    /// Records the functions that the text may call.
     #[inline]
     pub(super) fn record_calls(&mut self, text: &[u8], cached: Option<&FoundEffects>) {
         record_calls(text, cached, self.rules, self.server);
@@ -477,5 +473,4 @@ fn record_calls(text: &[u8], cached: Option<&FoundEffects>, rules: &SessionRules
     }
 }
 
-/// The message was handled.
 pub(super) const CONTINUE: Result<ControlFlow<WaitReason>, ClientError> = Ok(ControlFlow::Continue(()));

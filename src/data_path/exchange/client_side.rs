@@ -227,10 +227,7 @@ impl ClientSide {
         }
     }
 
-    /// Takes bytes from the client; `out` gets the bytes for the server.
-    ///
-    /// # Errors
-    /// The client broke the protocol or a limit; the session ends.
+    /// Takes bytes from the client; `out` gets the bytes for the server. After an error the session ends.
     #[inline]
     pub fn take(
         &mut self,
@@ -331,7 +328,6 @@ impl ClientSide {
     }
 }
 
-/// Reads a client's messages.
 struct MessageReader<'a> {
     framer: &'a mut Framer,
     skipped: &'a mut SkippedMessage,
@@ -369,9 +365,6 @@ pub fn violation(error: FrameError) -> ClientError {
 }
 
 /// How much of a client's message must be received before it is handled.
-///
-/// # Errors
-/// The header is invalid.
 #[inline]
 pub fn need_of_client(tag: u8, length: usize, rules: &SessionRules) -> Result<Need, FrameError> {
     Ok(match tag {

@@ -45,7 +45,6 @@ pub(super) enum Ensured {
 pub(super) const AWAIT_REPLIES: Result<ControlFlow<WaitReason>, ClientError> =
     Ok(ControlFlow::Break(WaitReason::Replies));
 
-/// Why a message must wait.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum WaitReason {
     /// It chooses the tenant.
@@ -106,9 +105,7 @@ impl ClientMessages<'_, '_> {
 
     /// The statement `name` for use under the present settings. A shared statement whose settings have
     /// changed since its Parse becomes the session's own. `None`: the message must wait for pending replies.
-    ///
-    /// # Errors
-    /// The limit that one more copy of the text would exceed.
+    /// The error is the limit that one more copy of the text would exceed.
     #[inline]
     pub(super) fn usable_statement(
         &mut self,

@@ -27,9 +27,6 @@ const STARTUP_BYTES_UNCOUNTED: usize = 1024;
 
 /// The memory charge for startup parameters: the proxy keeps them twice, once as requested and once as
 /// reported.
-///
-/// # Errors
-/// The memory limit would be exceeded.
 pub fn startup_charge(startup: &Settings, memory: &Arc<Account>) -> Result<Charge, ClientError> {
     let mut charge = Charge::default();
     let bytes = startup.bytes();
@@ -43,9 +40,6 @@ pub fn startup_charge(startup: &Settings, memory: &Arc<Account>) -> Result<Charg
 
 impl SessionRules {
     /// Checks that a client with these statements may prepare `more` of them with `text` bytes.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded.
     pub fn admit(&self, statements: &ClientStatements, more: usize, text: usize) -> Result<(), Limit> {
         let bytes = Statement::memory_of(more, text);
         if statements.len() + more > self.statements_max {
@@ -58,9 +52,6 @@ impl SessionRules {
     }
 
     /// Checks that a session with these settings may run a text that sets parameters.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded.
     #[inline]
     pub fn admit_settings(&self, settings: &Settings, side_effects: &SideEffects) -> Result<(), Limit> {
         if side_effects.set_bytes == 0 { Ok(()) } else { self.admit_set(settings, side_effects) }
@@ -108,10 +99,7 @@ impl ClientSide {
         self.rules.memory = memory;
     }
 
-    /// Replaces the session's settings.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded; nothing has changed then.
+    /// Replaces the session's settings. Nothing changes on an error.
     pub fn keep(&mut self, settings: Arc<Settings>) -> Result<(), Limit> {
         let bytes = if Arc::ptr_eq(&settings, &self.startup) { 0 } else { settings.bytes() };
         if bytes > self.rules.settings_bytes_max && bytes > self.settings_memory.bytes() {
@@ -163,7 +151,6 @@ impl ClientMessages<'_, '_> {
         is_request && self.server.is_full(self.rules.unanswered_max, self.out.built())
     }
 
-    /// Rejects a message; the client gets an error.
     #[cold]
     pub(super) fn reject_over_limit(
         &mut self,

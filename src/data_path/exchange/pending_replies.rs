@@ -455,10 +455,7 @@ impl ReplyTracker {
         self.unanswered.contains(Unanswered::COMMIT)
     }
 
-    /// A message other than ErrorResponse and ReadyForQuery has arrived.
-    ///
-    /// # Errors
-    /// [`Desync`]: it answers no request.
+    /// A message other than ErrorResponse and ReadyForQuery has arrived. [`Desync`]: it answers no request.
     #[inline(always)]
     pub fn reply(&mut self, tag: u8) -> Result<ReplyOutcome, Desync> {
         let Some(front) = self.pending.front() else {
@@ -503,8 +500,6 @@ impl ReplyTracker {
 
     /// An ErrorResponse has arrived. Calls `skipped` for every request of the batch that the server now
     /// skips, latest first, and last for the one that failed. Returns on whose behalf that one was.
-    ///
-    /// # Errors
     /// [`Desync`]: it answers no request.
     pub fn error(&mut self, mut skipped: impl FnMut(PendingReply, SkippedRequest)) -> Result<Origin, Desync> {
         self.batch.end_copy();
@@ -529,10 +524,8 @@ impl ReplyTracker {
         Ok(origin)
     }
 
-    /// ReadyForQuery has arrived. `true`: the client gets it.
-    ///
-    /// # Errors
-    /// [`Desync`]: the oldest pending reply is another.
+    /// ReadyForQuery has arrived. `true`: the client gets it. [`Desync`]: the oldest pending reply is
+    /// another.
     #[inline]
     pub fn ready(&mut self, status: u8) -> Result<bool, Desync> {
         if !matches!(status, b'I' | b'T' | b'E') {

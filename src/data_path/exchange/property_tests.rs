@@ -25,7 +25,6 @@ use crate::{
     },
 };
 
-/// A client's messages.
 #[derive(Debug, Clone)]
 pub(super) enum Message {
     Parse(&'static str, &'static str),

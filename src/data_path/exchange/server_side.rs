@@ -192,9 +192,7 @@ impl ServerSide {
     }
 
     /// Takes bytes from the server; `out` gets the bytes for the client. `send` signals other sessions.
-    ///
-    /// # Errors
-    /// Both connections must be closed.
+    /// After an error both connections must be closed.
     pub fn take(
         &mut self,
         mut chunk: &[u8],

@@ -130,10 +130,8 @@ impl ClientMessages<'_, '_> {
 }
 
 impl ClientSide {
-    /// Whether the client, which holds no server, has sent enough of a request to need one.
-    ///
-    /// # Errors
-    /// The client broke the protocol.
+    /// Whether the client, which holds no server, has sent enough of a request to need one. An error: the
+    /// client broke the protocol.
     #[inline]
     pub fn first_message(&self, sent: &[u8]) -> Result<FirstMessage, ClientError> {
         let Some((tag, length)) = header(sent).map_err(violation)? else { return Ok(FirstMessage::Nothing) };
@@ -170,10 +168,7 @@ impl ClientSide {
 
     /// Skips messages at the front of `chunk`, and answers the end of a rejected request (a simple query, or
     /// a batch up to its Sync) with ReadyForQuery. Returns the other bytes. Called only while the session
-    /// holds no server, or after its request was rejected.
-    ///
-    /// # Errors
-    /// The client broke the protocol.
+    /// holds no server, or after its request was rejected. An error: the client broke the protocol.
     pub fn skip_messages<'c>(
         &mut self,
         mut chunk: &'c [u8],

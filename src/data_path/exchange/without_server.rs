@@ -29,9 +29,6 @@ impl ClientSide {
 
     /// Prepares a statement without a server. `body` is the Parse message after the name. The Parse goes to a
     /// server before the first use of the statement there.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded.
     pub fn prepare_without_server(&mut self, name: &[u8], body: &[u8]) -> Result<(), Limit> {
         let side_effects = SideEffects::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
         self.update_parse_settings();

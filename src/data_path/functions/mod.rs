@@ -93,7 +93,6 @@ pub struct FoundEffects(Mutex<Option<(u64, Option<Arc<SideEffects>>)>>);
 /// Whether the loaded function effects are up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadState {
-    /// Up to date.
     Current,
     /// Not loaded since the tenant's first pool was created.
     NotLoaded,
@@ -231,7 +230,6 @@ impl FunctionEffects {
         found
     }
 
-    /// Marks the loaded effects as outdated.
     fn mark_outdated(&self) {
         self.update(|state| state.generation += 1);
     }

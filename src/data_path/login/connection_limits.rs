@@ -57,9 +57,7 @@ impl std::fmt::Display for ClientAddress {
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
     held: Mutex<Held>,
-    /// Connections that have not logged in.
     unauthenticated: AtomicUsize,
-    /// Connections that have logged in.
     sessions: AtomicUsize,
     /// Connections that are being closed with an error because there is no room.
     rejected: AtomicUsize,
@@ -215,7 +213,6 @@ impl ConnectionLimits {
         self.sessions.load(Ordering::Acquire)
     }
 
-    /// Connections that have not logged in.
     pub fn unauthenticated(&self) -> usize {
         self.unauthenticated.load(Ordering::Acquire)
     }
@@ -243,10 +240,8 @@ impl ConnectionPermit {
         ClientNetwork::of(self.peer)
     }
 
-    /// Runs a login until its time limit ends or the connection has to make room for others.
-    ///
-    /// # Errors
-    /// Those of the login, [`ClientError::LoginTimeout`], [`ClientError::TooManyClients`].
+    /// Runs a login until its time limit ends or the connection has to make room for others. Errors: those
+    /// of the login, [`ClientError::LoginTimeout`], [`ClientError::TooManyClients`].
     pub async fn limit_login<T, E: From<ClientError>>(
         &self,
         timeout: Duration,
@@ -266,10 +261,7 @@ impl ConnectionPermit {
     }
 
     /// Returns whether a session may begin. Called after the startup packet, when the client can read an
-    /// error.
-    ///
-    /// # Errors
-    /// [`ClientError::TooManyClients`], [`ClientError::AdminShutdown`].
+    /// error. Errors: [`ClientError::TooManyClients`], [`ClientError::AdminShutdown`].
     pub fn admit(&self, limits: &Limits) -> Result<(), ClientError> {
         if self.clients.is_closed() {
             return Err(ClientError::AdminShutdown);
@@ -282,9 +274,6 @@ impl ConnectionPermit {
     }
 
     /// Counts the client as a session from now on.
-    ///
-    /// # Errors
-    /// [`ClientError::TooManyClients`].
     pub fn logged_in(&self, limits: &Limits) -> Result<(), ClientError> {
         let counted = self.clients.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sessions| {
             (sessions < limits.max_client_conn).then_some(sessions + 1)

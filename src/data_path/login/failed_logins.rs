@@ -27,7 +27,6 @@ const MODEST: Duration = Duration::from_secs(1);
 /// The result of a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The password is right.
     Right,
     /// The password is wrong, there is no such login, or it may not be used.
     Wrong,

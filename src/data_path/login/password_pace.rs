@@ -19,10 +19,8 @@ pub struct PasswordPace {
 }
 
 impl PasswordPace {
-    /// Counts an attempt to change the password.
-    ///
-    /// # Errors
-    /// The time until the next attempt is allowed; this one is not counted.
+    /// Counts an attempt to change the password. The error is the time until the next attempt is allowed;
+    /// this one is not counted.
     pub fn begin(&self, login: i64, now: Instant) -> Result<(), Duration> {
         let mut all = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
         // Entries without effect are removed when the map would have to grow.

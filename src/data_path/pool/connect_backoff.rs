@@ -69,7 +69,6 @@ impl ConnectBackoff {
         self.last.is_some()
     }
 
-    /// An attempt begins.
     pub fn begin(&self) -> Attempt {
         Attempt { failures_before: self.failures }
     }

@@ -64,12 +64,10 @@ impl<W> ConnectTurns<W> {
         }
     }
 
-    /// Forgets earlier failures.
     pub fn forget(&mut self) {
         self.backoff = ConnectBackoff::new(self.attempts_max, self.pause_max);
     }
 
-    /// The host's failures.
     pub fn backoff(&self) -> &ConnectBackoff {
         &self.backoff
     }

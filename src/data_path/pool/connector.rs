@@ -56,7 +56,6 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// No server is open yet.
     pub fn new(
         tenant: Arc<Tenant>,
         credential: Credential,
@@ -89,7 +88,6 @@ impl Connector {
         self.live.load(Ordering::SeqCst)
     }
 
-    /// Servers being opened.
     pub fn opening(&self) -> usize {
         self.opening.load(Ordering::SeqCst)
     }
@@ -145,10 +143,7 @@ impl Connector {
         self.host.take(pool)
     }
 
-    /// Waits for a turn on the host.
-    ///
-    /// # Errors
-    /// Why the host cannot be reached.
+    /// Waits for a turn on the host. The error says why the host cannot be reached.
     pub async fn turn(&self) -> Result<Turn, ClientError> {
         self.host.wait(self.tenant.id).await
     }
@@ -159,7 +154,6 @@ impl Connector {
         tokio::time::sleep(pause).await;
     }
 
-    /// Forgets the host's failures.
     pub fn forget_failures(&self) {
         self.host.forget();
     }
@@ -189,7 +183,6 @@ impl Connector {
         if self.live() <= self.opening() { self.host.silent(now) } else { None }
     }
 
-    /// An attempt begins.
     pub fn begin(&self) -> Attempt {
         self.backoff().begin()
     }
@@ -263,9 +256,6 @@ impl Connector {
     }
 
     /// Opens a connection that is logged in and verified to be the tenant's.
-    ///
-    /// # Errors
-    /// [`DialError`].
     pub async fn connect(&self, turn: &Turn, startup: &Settings) -> Result<NewConnection, DialError> {
         let answered = || turn.answered();
         let target = DialTarget {

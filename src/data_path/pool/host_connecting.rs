@@ -37,7 +37,6 @@ struct State {
 /// What waits for a turn.
 #[derive(Debug)]
 enum Waiter {
-    /// A pool.
     Pool(Weak<Pool>),
     /// The caller of [`HostConnecting::wait`].
     Caller(oneshot::Sender<Result<Turn, ClientError>>),
@@ -89,7 +88,6 @@ impl HostConnecting {
         self.locked().turns.set_limits(attempts_max, pause_max);
     }
 
-    /// Forgets earlier failures.
     pub fn forget(&self) {
         self.locked().turns.forget();
     }
@@ -133,10 +131,8 @@ impl HostConnecting {
         self.hand_out(Some(pool))
     }
 
-    /// Waits for a turn for one server of `tenant`.
-    ///
-    /// # Errors
-    /// Why the host cannot be reached, if an attempt fails meanwhile or the next one is too far away.
+    /// Waits for a turn for one server of `tenant`. The error says why the host cannot be reached: an
+    /// attempt has failed meanwhile, or the next one is too far away.
     pub async fn wait(self: &Arc<Self>, tenant: i64) -> Result<Turn, ClientError> {
         let asked_at = Instant::now();
         let (sender, mut turn) = oneshot::channel();

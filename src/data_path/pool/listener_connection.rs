@@ -34,7 +34,6 @@ pub(super) struct ListenerConnection {
 
 /// Why the task ends.
 enum Lost {
-    /// By instruction.
     Ordered(ClientError),
     /// The connection broke, or the server ended it.
     Broken(String),
@@ -53,10 +52,7 @@ impl From<AskError> for Lost {
 }
 
 impl ListenerConnection {
-    /// Opens a connection that listens for markers only.
-    ///
-    /// # Errors
-    /// As [`Pool::open_beside`].
+    /// Opens a connection that listens for markers only. Errors: as [`Pool::open_beside`].
     pub async fn open(pool: &Arc<Pool>) -> Result<Self, ClientError> {
         let mut server = pool.open_beside().await?;
         server.listens();

@@ -199,9 +199,7 @@ impl Pool {
         longest
     }
 
-    /// A server, opened if need be; waits for at most `wait` from `since` on.
-    ///
-    /// # Errors
+    /// A server, opened if need be; waits for at most `wait` from `since` on. Errors:
     /// [`ClientError::PoolBusy`] after that time, [`ClientError::ServerUnreachable`] when none could be
     /// opened, [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
     pub async fn borrow(
@@ -285,12 +283,10 @@ impl Pool {
         self.connector.live()
     }
 
-    /// Servers idle now.
     pub fn idle(&self) -> usize {
         self.queue.idle()
     }
 
-    /// Servers being opened.
     pub fn opening(&self) -> usize {
         self.connector.opening()
     }

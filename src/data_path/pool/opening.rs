@@ -117,11 +117,8 @@ impl Pool {
     }
 
     /// A server for one session, started with what its client asks for. `None`: pool or budget have no room,
-    /// or the host takes no more connections while this pool has others.
-    ///
-    /// # Errors
-    /// [`ClientError::Server`] with the server's own words where it refuses a parameter,
-    /// [`ClientError::ServerUnreachable`].
+    /// or the host takes no more connections while this pool has others. Errors: [`ClientError::Server`]
+    /// with the server's own words where it refuses a parameter, [`ClientError::ServerUnreachable`].
     pub(super) async fn open_for(
         self: &Arc<Self>,
         startup: &Settings,
@@ -156,10 +153,7 @@ impl Pool {
     }
 
     /// A server beside the pool: it counts in the host's budget, not in the pool's size, and is never given
-    /// back.
-    ///
-    /// # Errors
-    /// [`ClientError::PoolBusy`] if the budget is spent, [`ClientError::ServerUnreachable`].
+    /// back. Errors: [`ClientError::PoolBusy`] if the budget is spent, [`ClientError::ServerUnreachable`].
     pub(super) async fn open_beside(self: &Arc<Self>) -> Result<Box<PooledServer>, ClientError> {
         let busy = ClientError::PoolBusy { waited: Duration::ZERO };
         let permit = self.connector.permit_beside(self).ok_or(busy)?;
@@ -186,9 +180,7 @@ impl Pool {
         Ok(server)
     }
 
-    /// Closes a server and opens another one with its permit, started with what a client asks for.
-    ///
-    /// # Errors
+    /// Closes a server and opens another one with its permit, started with what a client asks for. Errors:
     /// As [`Self::open_for`].
     pub(super) async fn restart(
         &self,

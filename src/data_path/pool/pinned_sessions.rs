@@ -56,7 +56,6 @@ impl Drop for Pinned {
 /// What a pinned session must do because others wait.
 #[derive(Debug)]
 pub enum Reclaim {
-    /// Nothing yet.
     Nothing,
     /// Return its server; the values for which it was pinned are lost.
     Server,

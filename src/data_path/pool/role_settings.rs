@@ -36,7 +36,6 @@ pub(super) struct RoleStart {
 }
 
 impl RoleStart {
-    /// No server is open yet.
     pub fn new(role: &str, access: Access) -> Self {
         Self { role: role.into(), access, start: OnceLock::new(), replacing: tokio::sync::Mutex::default() }
     }
@@ -79,10 +78,8 @@ impl Pool {
     }
 
     /// Asks a server whether a session that begins now gets the settings with which this pool's servers
-    /// began. If not, replaces the pool; the server may then serve only a session that has it already.
-    ///
-    /// # Errors
-    /// [`AskError::Lost`]: the server must be closed.
+    /// began. If not, replaces the pool; the server may then serve only a session that has it already. After
+    /// [`AskError::Lost`] the server must be closed.
     pub async fn has_same_start(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
         // Known before the server was opened, and still in the catalog: so it began with them.
         let before = self.start();

@@ -18,7 +18,6 @@ use crate::wire::stream::Stream;
 pub struct ServerEntry {
     /// Unique in this process.
     pub id: u64,
-    /// The server's process number.
     pub process_id: i32,
     /// Wall clock.
     pub opened_at: SystemTime,
@@ -108,7 +107,6 @@ impl ServerList {
         ListedServer { list: self.clone(), entry }
     }
 
-    /// All open servers.
     pub fn all(&self) -> Vec<Arc<ServerEntry>> {
         self.locked().clone()
     }

@@ -71,7 +71,6 @@ struct State {
     ended: Option<ClientError>,
 }
 
-/// A session that listens.
 #[derive(Debug)]
 struct Subscriber {
     session: Arc<SessionHandle>,
@@ -125,10 +124,7 @@ pub(super) enum Instruction {
 
 impl Pool {
     /// Subscribes a session to the shared listener, which is opened if there is none. `memory` counts its
-    /// notifications.
-    ///
-    /// # Errors
-    /// As [`Pool::open_beside`].
+    /// notifications. Errors: as [`Pool::open_beside`].
     pub async fn subscribe(
         self: &Arc<Self>,
         session: &Arc<SessionHandle>,
@@ -228,7 +224,6 @@ impl SharedListener {
         state.successor.take().map_or(Instruction::Nothing, Instruction::Move)
     }
 
-    /// Bytes to send.
     pub(super) fn take_outbox(&self) -> Vec<u8> {
         std::mem::take(&mut self.locked().outbox)
     }
@@ -366,7 +361,6 @@ impl State {
 }
 
 impl Subscription {
-    /// Whether the listener has ended.
     pub fn is_lost(&self) -> bool {
         self.listener.locked().ended.is_some()
     }
@@ -376,10 +370,8 @@ impl Subscription {
         &self.listener.encoding
     }
 
-    /// Prepares to get these channels, and only these, from a mark on.
-    ///
-    /// # Errors
-    /// [`ListenerLost`]; the subscription stays as it is.
+    /// Prepares to get these channels, and only these, from a mark on. After an error the subscription is as
+    /// before.
     pub async fn prepare(&self, channels: Arc<Channels>) -> Result<Handover, ListenerLost> {
         let mark = format!("{:032x}", rand::random::<u128>());
         let (answer, done) = {
@@ -409,9 +401,6 @@ impl Subscription {
 
     /// Returns when all earlier notifications have been received: a server sends them before it answers a
     /// query.
-    ///
-    /// # Errors
-    /// [`ListenerLost`].
     pub async fn caught_up(&self) -> Result<(), ListenerLost> {
         let answer = {
             let mut state = self.listener.locked();
@@ -446,7 +435,6 @@ impl Drop for Subscription {
     }
 }
 
-/// Whether a message is this mark.
 pub(super) fn is_mark(message: &[u8], mark: &str) -> bool {
     Notification::read(message)
         .is_some_and(|received| received.channel == MARKERS.as_bytes() && received.payload == mark.as_bytes())

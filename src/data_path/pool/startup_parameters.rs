@@ -43,7 +43,6 @@ const CHECK_TIME_MAX: Duration = Duration::from_secs(1);
 pub struct StartupStatus {
     /// The startup parameters, as the server spells their values.
     pub settings: Arc<Settings>,
-    /// All reported parameters.
     pub reported: Arc<ReportedParameters>,
     /// NoticeResponse messages, sent first.
     notices: Arc<[u8]>,
@@ -52,7 +51,6 @@ pub struct StartupStatus {
 }
 
 impl StartupStatus {
-    /// Appends the messages.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.notices);
         self.reported.write(out);
@@ -198,18 +196,13 @@ impl StatusCache {
 /// The server of a session in `pool_mode = "session"`.
 #[derive(Debug)]
 pub struct SessionServer {
-    /// The server.
     pub server: Box<PooledServer>,
-    /// For its client.
     pub status: StartupStatus,
 }
 
 impl Pool {
     /// A server that was started with the client's parameters, for the whole session: `pool_mode =
-    /// "session"`.
-    ///
-    /// # Errors
-    /// As [`Pool::startup_status`].
+    /// "session"`. Errors: as [`Pool::startup_status`].
     pub async fn session_server(
         self: &Arc<Self>,
         asked: Settings,
@@ -246,10 +239,8 @@ impl Pool {
     }
 
     /// The status for a client with these startup parameters. Waits for a server only where the cache has
-    /// none.
-    ///
-    /// # Errors
-    /// As [`Pool::borrow`]; [`ClientError::Server`] with the server's own words for a parameter it refuses.
+    /// none. Errors: as [`Pool::borrow`]; [`ClientError::Server`] with the server's own words for a
+    /// parameter it refuses.
     pub async fn startup_status(
         self: &Arc<Self>,
         asked: Settings,

@@ -78,7 +78,6 @@ type HostKey = (String, HostAddress, TlsMode, Option<PathBuf>);
 /// Counters of one (tenant, access) since the process started.
 #[derive(Debug, Clone)]
 pub struct PoolTotals {
-    /// The tenant's id.
     pub tenant_id: i64,
     /// The tenant's name when the last pool was made.
     pub tenant: String,
@@ -119,11 +118,8 @@ impl TenantPools {
         })
     }
 
-    /// The tenant's pool. Opens no server.
-    ///
-    /// # Errors
-    /// [`ClientError::NoReadOnlyRole`] if the tenant has no role for that access, [`ClientError::Suspended`]
-    /// if an administrator has disabled it on this node.
+    /// The tenant's pool. Opens no server. Errors: [`ClientError::NoReadOnlyRole`] if the tenant has no role
+    /// for that access, [`ClientError::Suspended`] if an administrator has disabled it on this node.
     pub async fn of(&self, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, ClientError> {
         if self.pauses.is_disabled(tenant.id) {
             let reason = Some("disabled by an administrator".to_owned());
@@ -265,7 +261,6 @@ impl TenantPools {
         self.budget_of(&tenant.host);
     }
 
-    /// The counters of a (tenant, access).
     fn stats_of(&self, tenant: &Tenant, access: Access) -> Arc<PoolStats> {
         let mut all = locked(&self.totals);
         let limit = usize::try_from(self.config.load().limits.directory_cache_max).unwrap_or(usize::MAX);
@@ -373,7 +368,6 @@ impl TenantPools {
         self.pools.iter().find_map(|(_, pool)| pool.status_cache.server_version())
     }
 
-    /// All current pools.
     pub fn all(&self) -> Vec<Arc<Pool>> {
         self.pools.iter().map(|(_, pool)| pool).collect()
     }

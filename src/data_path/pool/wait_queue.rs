@@ -108,13 +108,11 @@ impl<S> WaitQueue<S> {
         self.waiting.store(state.waiting.len(), Ordering::SeqCst);
     }
 
-    /// Sessions that wait.
     #[inline]
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }
 
-    /// Servers that are idle.
     pub fn idle(&self) -> usize {
         self.idle.status().available
     }
@@ -135,10 +133,8 @@ impl<S> WaitQueue<S> {
         self.idle.try_remove().ok()
     }
 
-    /// Hands a server to the session that has waited longest, or makes it idle.
-    ///
-    /// # Errors
-    /// The server, to be closed: the pool is paused or closed.
+    /// Hands a server to the session that has waited longest, or makes it idle. The error is the server, to
+    /// be closed, of a pool that is paused or closed.
     #[inline]
     pub fn put(&self, server: S) -> Result<(), S> {
         let mut state = self.locked();

@@ -100,7 +100,6 @@ pub(super) enum Step {
     AfterTransaction,
     /// The client chooses a tenant, or the session must go back to one.
     SwitchTenant,
-    /// The session ends.
     End(SessionEnd),
 }
 

@@ -113,8 +113,7 @@ pub struct NewConnection {
 }
 
 impl DialOptions {
-    /// # Errors
-    /// [`TlsError`] if the certificate for servers cannot be used.
+    /// Fails if the certificate for servers cannot be used.
     pub fn new(config: &Config) -> Result<Self, TlsError> {
         let tls = &config.server_tls;
         let identity = tls.cert_file.as_deref().zip(tls.key_file.as_deref());
@@ -154,9 +153,6 @@ impl DialOptions {
 }
 
 /// Opens a connection for `target` within `server_connect_timeout`, name service and login included.
-///
-/// # Errors
-/// [`DialError`].
 pub async fn open(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewConnection, DialError> {
     // Boxed: inlined into a client's task, it would cost each idle client some kilobytes.
     match timeout(options.connect_timeout, Box::pin(try_all(target, options))).await {
@@ -168,10 +164,8 @@ pub async fn open(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewC
 
 /// Asks the server to cancel the query of `process_id`, and returns when the server has closed this
 /// connection: from then on the cancel cannot hit a later query. `at` is the address of that server's
-/// connection, because a host's name may stand for several servers (`None`: a Unix socket).
-///
-/// # Errors
-/// The socket's; [`io::ErrorKind::TimedOut`] after `cancel_timeout`, when the cancel may still be under way;
+/// connection, because a host's name may stand for several servers (`None`: a Unix socket). Errors: The
+/// socket's; [`io::ErrorKind::TimedOut`] after `cancel_timeout`, when the cancel may still be under way;
 /// [`io::ErrorKind::InvalidInput`] if the server gave no secret.
 pub async fn send_cancel(
     host: &Host,

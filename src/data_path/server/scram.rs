@@ -26,7 +26,6 @@ const NONCE_BYTES_MAX: usize = 1024;
 /// A salted password that is unused for this long is dropped.
 const SALTED_IDLE: Duration = Duration::from_secs(30 * 60);
 
-/// Channel binding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Binding {
     /// The proxy cannot (no TLS, or a certificate without a hash of its own): `n`.

@@ -63,7 +63,6 @@ pub struct SessionHandle {
     /// The process number that its client got: in session mode that of its server.
     pub known_as: i32,
     secret: Secret,
-    /// The login.
     pub login: Arc<Login>,
     /// Its tenant and access; `None`: no tenant is chosen. It changes when the session changes its tenant.
     place: ArcSwapOption<TenantAccess>,
@@ -71,9 +70,7 @@ pub struct SessionHandle {
     pub peer: Option<IpAddr>,
     /// The proxy's address and the client's; `None`: a Unix socket.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
-    /// Whether the client uses TLS.
     pub tls: bool,
-    /// The present value of `application_name`.
     application_name: Mutex<Box<str>>,
     /// When the session began, on the wall clock.
     pub connected_at: SystemTime,
@@ -134,7 +131,6 @@ impl SessionHandle {
         self.signals.load(Ordering::Acquire) != 0
     }
 
-    /// Takes the waiting signals.
     pub fn take_signals(&self) -> Signals {
         let mut mailbox = self.mailbox();
         self.signals.fetch_and(NOTIFIED, Ordering::AcqRel);
@@ -208,7 +204,6 @@ impl SessionHandle {
         self.secret.ct_eq(secret).into()
     }
 
-    /// Sets the present activity.
     #[inline]
     pub fn set_doing(&self, doing: Activity, now_ms: u32) {
         self.doing.store(doing as u8, Ordering::Relaxed);
@@ -249,7 +244,6 @@ impl SessionHandle {
         *self.application_name.lock().unwrap_or_else(PoisonError::into_inner) = name.into();
     }
 
-    /// Sets the number of prepared statements.
     #[inline]
     pub fn set_prepared(&self, statements: usize) {
         self.prepared.store(u32::try_from(statements).unwrap_or(u32::MAX), Ordering::Relaxed);
@@ -277,7 +271,6 @@ impl SessionHandle {
         Pins::from_bits_retain(self.pins.load(Ordering::Relaxed))
     }
 
-    /// Sets the reasons why its server is pinned.
     pub fn set_pins(&self, pins: Pins) {
         self.pins.store(pins.bits(), Ordering::Relaxed);
     }
@@ -286,17 +279,13 @@ impl SessionHandle {
 /// The data of a session that begins.
 #[derive(Debug)]
 pub struct NewSession {
-    /// The login.
     pub login: Arc<Login>,
     /// Tenant and access; `None`: no tenant is chosen.
     pub place: Option<Arc<TenantAccess>>,
-    /// The client's address.
     pub peer: Option<IpAddr>,
-    /// The proxy's address and the client's.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
     /// The time on its worker's coarse clock.
     pub now_ms: u32,
-    /// Whether the client uses TLS.
     pub tls: bool,
     /// `application_name` at startup.
     pub application_name: Box<str>,
@@ -316,7 +305,6 @@ pub struct Sessions {
     /// The upper bits of every process number. They differ between pglobby processes, so that a cancel that
     /// reaches the wrong process is recognised.
     node: u32,
-    /// When this process started.
     pub started: Instant,
 }
 
@@ -451,17 +439,14 @@ impl Sessions {
         self.locked().by_process_id.get(&process_id).cloned()
     }
 
-    /// Every session there is now.
     pub fn all(&self) -> Vec<Arc<SessionHandle>> {
         self.locked().by_process_id.values().cloned().collect()
     }
 
-    /// How many there are.
     pub fn len(&self) -> usize {
         self.locked().by_process_id.len()
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.locked().by_process_id.is_empty()
     }

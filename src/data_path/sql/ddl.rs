@@ -18,7 +18,6 @@ pub(super) fn query<'a>(into_temp: bool) -> Reading<'a> {
     }
 }
 
-/// Parses the rest of CREATE.
 pub(super) fn create<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     reader.eat_all(&[b"or", b"replace"]);
     let scoped = reader.eat_any(&[b"local", b"global"]);
@@ -101,7 +100,6 @@ fn temporary_other(name: std::borrow::Cow<'_, [u8]>) -> Kind<'_> {
     Kind::CreateTemp { what: Object::Other, name: Some(name), drop_on_commit: false }
 }
 
-/// Parses the rest of DROP.
 pub(super) fn drop<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     let outside = reader.is(b"database") || reader.is(b"tablespace") || reader.is(b"subscription");
     let what = if reader.eat(b"table") {
@@ -123,7 +121,6 @@ pub(super) fn drop<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Readin
     Some(Reading::of(Kind::Drop { what, names }, Effects::DDL | Effects::DROP))
 }
 
-/// Parses the rest of ALTER.
 pub(super) fn alter<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     let outside = reader.is(b"system") || reader.is(b"database") || reader.is(b"subscription");
     let effects = if outside { Effects::DDL | Effects::OUTSIDE_TRANSACTION } else { Effects::DDL };
@@ -154,7 +151,6 @@ pub(super) fn copy<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     Some(Reading::of(Kind::Copy(copy), effects))
 }
 
-/// Parses the rest of DO.
 pub(super) fn code_block<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     let inner = function_body::effects_of_literals(reader.text(reader.rest()), lexing);
     Some(Reading::of(Kind::Do, Effects::CODE | inner))

@@ -12,7 +12,6 @@ use super::{
     token_reader::Reader,
 };
 
-/// Parses the rest of SET.
 pub(super) fn set<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     let mut local = false;
     if !names_parameter(reader) {
@@ -31,7 +30,6 @@ pub(super) fn set<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     Some(Reading::of(kind, effects))
 }
 
-/// Parses the rest of RESET.
 pub(super) fn reset<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     let setting = |kind| Some(Reading::of(kind, Effects::SETTING));
     if reader.is(b"all") {

@@ -186,11 +186,8 @@ fn temp_follows(mut lexer: Lexer<'_>) -> bool {
 enum Body {
     /// Not CREATE FUNCTION or CREATE PROCEDURE.
     None,
-    /// Not started.
     Pending,
-    /// Started.
     Open,
-    /// Ended.
     Closed,
 }
 

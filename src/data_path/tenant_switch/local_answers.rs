@@ -62,7 +62,6 @@ pub(super) struct Portal {
     pub binary: bool,
 }
 
-/// The protocol of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
     Simple,
@@ -129,10 +128,8 @@ impl LocalResponder {
     }
 
     /// Answers the messages at the front of `inbox` that need no server. Returns their length in bytes and
-    /// the next step. `here` is the tenant's name; `None`: no tenant is chosen.
-    ///
-    /// # Errors
-    /// The client violated the protocol or a limit; the session ends.
+    /// the next step. `here` is the tenant's name; `None`: no tenant is chosen. After an error the session
+    /// ends.
     pub fn next(
         &mut self,
         inbox: &[u8],

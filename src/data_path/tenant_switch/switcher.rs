@@ -50,7 +50,6 @@ pub struct TenantSwitcher {
 pub enum SwitchTarget {
     /// To a tenant's pool, where it is counted.
     Tenant(Arc<Pool>, Present),
-    /// To no tenant.
     NoTenant,
 }
 
@@ -268,7 +267,6 @@ impl TenantSwitcher {
     }
 }
 
-/// A reference to a tenant.
 #[derive(Debug, Clone, Copy)]
 enum TenantRef<'a> {
     Name(&'a str),
