@@ -31,6 +31,9 @@ use crate::{
     },
 };
 
+/// Whether a message was handled, or must wait.
+pub(super) type Handled = Result<ControlFlow<WaitReason>, ClientError>;
+
 /// Handles a client's messages one at a time.
 pub struct ClientMessages<'a, 'c> {
     pub(super) statements: &'a mut ClientStatements,
@@ -47,12 +50,7 @@ pub struct ClientMessages<'a, 'c> {
 
 impl ClientMessages<'_, '_> {
     #[inline]
-    pub(super) fn message(
-        &mut self,
-        tag: u8,
-        bytes: &[u8],
-        whole: bool,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    pub(super) fn message(&mut self, tag: u8, bytes: &[u8], whole: bool) -> Handled {
         if self.server.checks.pending.is_some() {
             self.restore_startup(tag, bytes);
         }
@@ -110,7 +108,7 @@ impl ClientMessages<'_, '_> {
         record_calls(text, cached, self.rules, self.server);
     }
 
-    fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
+    fn query(&mut self, bytes: &[u8], whole: bool) -> Handled {
         self.server.unanswered_bytes += bytes.len();
         if self.server.replies.is_skipping() {
             self.out.pass(bytes);
@@ -191,7 +189,7 @@ impl ClientMessages<'_, '_> {
         CONTINUE
     }
 
-    fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
+    fn parse(&mut self, bytes: &[u8], whole: bool) -> Handled {
         self.server.unanswered_bytes += bytes.len();
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = cstr(&mut body).map_err(violation)?;
@@ -284,7 +282,7 @@ impl ClientMessages<'_, '_> {
         describe_parsed(&statement, Some(name), Origin::Prepare, replies, self.out.build());
     }
 
-    fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
+    fn bind(&mut self, bytes: &[u8], whole: bool) -> Handled {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
@@ -376,7 +374,7 @@ impl ClientMessages<'_, '_> {
         CONTINUE
     }
 
-    fn describe(&mut self, bytes: &[u8]) -> Result<ControlFlow<WaitReason>, ClientError> {
+    fn describe(&mut self, bytes: &[u8]) -> Handled {
         let (kind, name) = kind_and_name(bytes)?;
         if kind == b'S' && (self.may_change_meaning(name) || self.server.replies.is_unnamed_doubtful()) {
             return AWAIT_REPLIES;
@@ -423,7 +421,7 @@ impl ClientMessages<'_, '_> {
 
     /// Close. Removes the client's name; the statement stays on the server for other sessions. The name in
     /// the Close is unknown to the server, and PostgreSQL answers such a Close with CloseComplete.
-    fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<WaitReason>, ClientError> {
+    fn close(&mut self, bytes: &[u8]) -> Handled {
         self.server.unanswered_bytes += bytes.len();
         let (kind, name) = kind_and_name(bytes)?;
         if kind == b'S' && self.may_change_meaning(name) {
@@ -473,4 +471,4 @@ fn record_calls(text: &[u8], cached: Option<&FoundEffects>, rules: &SessionRules
     }
 }
 
-pub(super) const CONTINUE: Result<ControlFlow<WaitReason>, ClientError> = Ok(ControlFlow::Continue(()));
+pub(super) const CONTINUE: Handled = Ok(ControlFlow::Continue(()));

@@ -8,7 +8,7 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::ClientMessages,
+    client_messages::{ClientMessages, Handled},
     client_side::Flow,
     parse_under::ParseContext,
     pending_replies::{Origin, Request},
@@ -23,7 +23,7 @@ use crate::{
         },
         session_state::side_effects::SideEffects,
     },
-    error::{ClientError, Limit, RequestError},
+    error::{Limit, RequestError},
     wire::{frame::cstr, message::append},
 };
 
@@ -42,8 +42,7 @@ pub(super) enum Ensured {
 }
 
 /// The message waits for pending replies.
-pub(super) const AWAIT_REPLIES: Result<ControlFlow<WaitReason>, ClientError> =
-    Ok(ControlFlow::Break(WaitReason::Replies));
+pub(super) const AWAIT_REPLIES: Handled = Ok(ControlFlow::Break(WaitReason::Replies));
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum WaitReason {

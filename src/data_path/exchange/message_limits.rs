@@ -1,12 +1,11 @@
 //! Limits on what a client's messages make the proxy keep. A message over a limit fails like a failed
 //! statement, as far as the proxy can tell before a server has run it.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::sync::Arc;
 
 use super::{
-    client_messages::{CONTINUE, ClientMessages},
+    client_messages::{CONTINUE, ClientMessages, Handled},
     client_side::{ClientSide, SessionRules},
-    ensure_prepared::WaitReason,
     server_side::ServerSide,
 };
 use crate::{
@@ -152,22 +151,14 @@ impl ClientMessages<'_, '_> {
     }
 
     #[cold]
-    pub(super) fn reject_over_limit(
-        &mut self,
-        tag: u8,
-        limit: Limit,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    pub(super) fn reject_over_limit(&mut self, tag: u8, limit: Limit) -> Handled {
         self.reject(tag, limit);
         CONTINUE
     }
 
     /// Rejects a Bind, of which more may be to come.
     #[cold]
-    pub(super) fn reject_bind_over_limit(
-        &mut self,
-        limit: Limit,
-        whole: bool,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    pub(super) fn reject_bind_over_limit(&mut self, limit: Limit, whole: bool) -> Handled {
         self.return_state.rejected |= !whole;
         self.reject_over_limit(b'B', limit)
     }

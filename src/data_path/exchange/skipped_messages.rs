@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 
 use super::{
-    client_messages::{CONTINUE, ClientMessages},
+    client_messages::{CONTINUE, ClientMessages, Handled},
     client_side::{ClientSide, need_of_client, violation},
     ensure_prepared::WaitReason,
 };
@@ -84,12 +84,7 @@ impl SkippedMessage {
 impl ClientMessages<'_, '_> {
     /// Handles a whole message. Breaks at a message that must wait, without any effect.
     #[inline(always)]
-    pub(super) fn take(
-        &mut self,
-        tag: u8,
-        bytes: &[u8],
-        may_fill: bool,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    pub(super) fn take(&mut self, tag: u8, bytes: &[u8], may_fill: bool) -> Handled {
         if has_no_effect(tag) && self.server.replies.is_over() {
             return CONTINUE;
         }
@@ -108,7 +103,7 @@ impl ClientMessages<'_, '_> {
         may_fill: bool,
         full: Option<Limit>,
         skipped: &mut SkippedMessage,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    ) -> Handled {
         if has_no_effect(tag) && self.server.replies.is_over() {
             skipped.ignore();
             return CONTINUE;

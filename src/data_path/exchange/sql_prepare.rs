@@ -7,13 +7,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    ops::{ControlFlow, Range},
+    ops::Range,
     sync::Arc,
 };
 
 use super::{
-    client_messages::{CONTINUE, ClientMessages},
-    ensure_prepared::WaitReason,
+    client_messages::{CONTINUE, ClientMessages, Handled},
     pending_replies::{Origin, Request},
 };
 use crate::{
@@ -26,7 +25,7 @@ use crate::{
         session_state::{side_effects::SideEffects, state_query::StateChecks},
         sql::{self, Discard, Kind},
     },
-    error::{ClientError, Limit},
+    error::Limit,
     wire::{
         frame::{HEADER_BYTES, cstr},
         message::{append, append_cstr},
@@ -225,7 +224,7 @@ impl ClientMessages<'_, '_> {
         body: &[u8],
         side_effects: SideEffects,
         rewritten: RewrittenText,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    ) -> Handled {
         let RewrittenText { mut text, requires, mut prepare_effects, .. } = rewritten;
         let types =
             body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();

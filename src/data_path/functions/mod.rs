@@ -93,6 +93,7 @@ pub struct FoundEffects(Mutex<Option<(u64, Option<Arc<SideEffects>>)>>);
 /// Whether the loaded function effects are up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadState {
+    /// Up to date.
     Current,
     /// Not loaded since the tenant's first pool was created.
     NotLoaded,

@@ -39,7 +39,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use self::pinned_sessions::Pinned;
 pub use self::pooled_server::PooledServer;
 pub use self::stats::Present;
-pub use self::tenant_pools::{BeforeFirstPool, PoolTotals, RoleRepair, TenantLookup, TenantPools};
+pub use self::tenant_pools::{BeforeFirstPool, RoleRepair, TenantLookup, TenantPools};
 use self::{
     connector::Connector,
     pinned_sessions::PinnedSessions,

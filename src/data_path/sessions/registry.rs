@@ -145,23 +145,19 @@ impl SessionHandle {
 
     /// Ends the session after its current message, with an ErrorResponse. The first reason counts.
     pub fn end(&self, reason: ClientError) {
-        let waker = {
-            let mut mailbox = self.mailbox();
-            mailbox.signals().end.get_or_insert(reason);
-            self.signals.fetch_or(END, Ordering::AcqRel);
-            mailbox.waker.clone()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.signal(END, |mailbox| _ = mailbox.signals().end.get_or_insert(reason));
     }
 
     /// Ends the session when no transaction is open.
     pub fn end_when_free(&self, reason: ClientError) {
+        self.signal(END, |mailbox| _ = mailbox.signals().end_when_free.get_or_insert(reason));
+    }
+
+    fn signal(&self, signal: u8, note: impl FnOnce(&mut Mailbox)) {
         let waker = {
             let mut mailbox = self.mailbox();
-            mailbox.signals().end_when_free.get_or_insert(reason);
-            self.signals.fetch_or(END, Ordering::AcqRel);
+            note(&mut mailbox);
+            self.signals.fetch_or(signal, Ordering::AcqRel);
             mailbox.waker.clone()
         };
         if let Some(waker) = waker {
@@ -171,11 +167,7 @@ impl SessionHandle {
 
     /// Asks the session to return its pinned server, because another session waits for one.
     pub fn call_back(&self) {
-        self.signals.fetch_or(CALLED_BACK, Ordering::AcqRel);
-        let waker = self.mailbox().waker.clone();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.signal(CALLED_BACK, |_| {});
     }
 
     /// Whether the session has not handled that request yet.
@@ -187,15 +179,7 @@ impl SessionHandle {
     /// sender is dropped) when the cancel is complete or there was nothing to cancel.
     pub fn cancel(&self) -> oneshot::Receiver<()> {
         let (settled, receiver) = oneshot::channel();
-        let waker = {
-            let mut mailbox = self.mailbox();
-            mailbox.signals().cancels.push(settled);
-            self.signals.fetch_or(CANCEL, Ordering::AcqRel);
-            mailbox.waker.clone()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.signal(CANCEL, |mailbox| mailbox.signals().cancels.push(settled));
         receiver
     }
 
