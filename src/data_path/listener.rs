@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use tracing::warn;
 
 use crate::{
     config::Config,
-    data_path::{proxy::Proxy, refuse, serve_client},
+    data_path::{lock::locked, proxy::Proxy, refuse, serve_client},
     error::ClientError,
     wire::stream::Stream,
 };
@@ -223,7 +223,7 @@ impl Spare {
 
     /// Runs `what` with the reserved descriptor free.
     fn with<T>(&self, what: impl FnOnce() -> Option<T>) -> Option<T> {
-        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = locked(&self.0);
         drop(spare.take().or_else(|| std::fs::File::open("/dev/null").ok())?);
         let done = what();
         if done.is_none() {

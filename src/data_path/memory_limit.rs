@@ -13,12 +13,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
-use crate::{config::Limits, error::Limit};
+use crate::{config::Limits, data_path::lock::locked, error::Limit};
 
 /// The allocator's overhead for each allocation, in bytes.
 pub const PIECE_BYTES: usize = 16;
@@ -191,7 +191,7 @@ impl Accounts {
 
     /// The account of a tenant; shared while it is in use.
     pub fn of_tenant(&self, id: i64, limits: &Limits) -> Arc<Account> {
-        let mut all = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = locked(&self.by_tenant);
         // Unused entries are removed when the map would have to grow.
         if all.len() == all.capacity() {
             all.retain(|_, account| account.strong_count() > 0);
@@ -206,7 +206,7 @@ impl Accounts {
 
     /// The accounts of tenants that are in use.
     pub fn tenants(&self) -> Vec<(i64, Arc<Account>)> {
-        let all = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = locked(&self.by_tenant);
         all.iter().filter_map(|(id, account)| Some((*id, account.upgrade()?))).collect()
     }
 }

@@ -4,6 +4,7 @@ pub mod directory;
 pub mod exchange;
 pub mod functions;
 pub(crate) mod listener;
+pub(crate) mod lock;
 pub(crate) mod log_limit;
 pub(crate) mod login;
 pub(crate) mod memory_limit;

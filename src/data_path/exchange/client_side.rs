@@ -61,7 +61,7 @@ pub struct ClientSide {
 }
 
 /// What does not change between a session's messages: its limits, its login and its pool's shared state.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct SessionRules {
     /// Statements and settings move with the session from server to server: `pool_mode = "transaction"`.
     pub follow: bool,
@@ -97,22 +97,7 @@ pub struct SessionRules {
 impl SessionRules {
     /// Rules for reading replies that no client receives.
     pub fn for_discarded_replies(table: &Arc<SharedStatements>) -> Self {
-        Self {
-            follow: false,
-            may_switch_tenant: false,
-            current_tenant: CurrentTenant::First,
-            identity: Identity::default(),
-            sees_binds: false,
-            shared_statements: table.clone(),
-            functions: Arc::default(),
-            inspect_bytes_max: 0,
-            statements_max: 0,
-            statements_bytes_max: 0,
-            unanswered_max: usize::MAX,
-            settings_max: 0,
-            settings_bytes_max: 0,
-            memory: Arc::default(),
-        }
+        Self { shared_statements: table.clone(), unanswered_max: usize::MAX, ..Self::default() }
     }
 }
 

@@ -44,7 +44,7 @@ const DESCRIPTION_BYTES_MAX: usize = 256 * 1024 + 16;
 const ANSWER_BYTES: usize = 11;
 
 /// The state that belongs to a server.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ServerSide {
     pub(super) framer: Framer,
     /// A message has gone to the server in part, and the rest is still to come.
@@ -125,29 +125,12 @@ impl ServerSide {
     /// A server that has just been opened, with the parameters that it reported.
     pub fn new(reported: ReportedParameters, prepared_max: PreparedLimits) -> Self {
         Self {
-            framer: Framer::default(),
-            half_passed: false,
-            drops_rest: false,
-            replies: ReplyTracker::default(),
             statements: ServerStatements::new(prepared_max),
-            applied: Arc::default(),
-            checks: PendingChecks::default(),
-            unknown_settings: false,
-            notifications: NotificationFilter::default(),
-            bound_portal: None,
-            prepare_error: None,
-            description: DescriptionReader::default(),
             settings_answer: Some(Settings::default()),
-            awaited_description: None,
-            sequences: ServerSequences::default(),
-            signals: BackendSignals::default(),
-            ours: ProxyStatements::default(),
-            unanswered_bytes: 0,
             lexing: lexing(&reported),
             reported,
             parameters_changed: true,
-            is_stale: false,
-            parameters_differ: false,
+            ..Self::default()
         }
     }
 

@@ -17,7 +17,7 @@ mod not_loaded;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -26,7 +26,10 @@ use std::{
 pub use self::effects_by_name::EffectsByName;
 pub use self::not_loaded::TextsBeforeLoad;
 
-use crate::data_path::session_state::{side_effects::SideEffects, state_query::StateChecks};
+use crate::data_path::{
+    lock::locked,
+    session_state::{side_effects::SideEffects, state_query::StateChecks},
+};
 
 /// How often in a row the proxy trusts statistics that count no change. Sessions report their counts with a
 /// delay, and a superuser's session may not report them.
@@ -154,13 +157,9 @@ impl FunctionEffects {
         Self { plain: AtomicBool::new(true), sequences: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
-    fn locked(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// All changes of the state go through here, so that `plain` always matches it.
     fn update(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         change(&mut state);
         let empty = state.effects.as_ref().is_some_and(|effects| effects.is_empty());
         self.plain.store(empty && state.is_current() && !state.check_due, Ordering::Release);
@@ -186,7 +185,7 @@ impl FunctionEffects {
     #[cold]
     pub fn lookup(&self, text: &[u8], words_hidden: bool, cache: Option<&FoundEffects>) -> Lookup {
         let (effects, current, not_loaded, load) = {
-            let state = self.locked();
+            let state = locked(&self.state);
             (state.effects.clone(), state.is_current(), state.not_loaded, state.must_load())
         };
         let state = match (current, not_loaded) {
@@ -196,7 +195,7 @@ impl FunctionEffects {
         };
         let found = effects.and_then(|effects| match cache {
             Some(FoundEffects(cache)) => {
-                let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut cache = locked(&cache);
                 match &*cache {
                     Some((version, found)) if *version == effects.version => found.clone(),
                     _ => {
@@ -215,7 +214,7 @@ impl FunctionEffects {
     /// or if the texts `changed` functions.
     pub fn lookup_after_load(&self, texts_before_load: &TextsBeforeLoad, changed: bool) -> Vec<SideEffects> {
         let (effects, current) = {
-            let state = self.locked();
+            let state = locked(&self.state);
             (state.effects.clone(), state.is_current())
         };
         let (Some(effects), Some(texts)) =
@@ -275,12 +274,12 @@ impl FunctionEffects {
 
     /// Returns whether a session should start a load now.
     pub fn must_load(&self) -> bool {
-        self.locked().must_load()
+        locked(&self.state).must_load()
     }
 
     /// Starts a load. Returns `None` if one is running or none is needed.
     pub(in crate::data_path) fn begin_load(&self) -> Option<Loading<'_>> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if state.loading || (state.is_current() && !state.check_due) {
             return None;
         }

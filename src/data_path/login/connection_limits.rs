@@ -9,7 +9,7 @@ use std::{
     future::Future,
     net::{IpAddr, Ipv6Addr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,7 +17,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{config::Limits, error::ClientError};
+use crate::{config::Limits, data_path::lock::locked, error::ClientError};
 
 /// Memory of a connection that has sent nothing or waits for its login turn: its task, its socket and its
 /// entry here.
@@ -167,14 +167,10 @@ impl Held {
 }
 
 impl ConnectionLimits {
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Admits an accepted connection. `None`: there is no room for it.
     pub fn enter(self: &Arc<Self>, peer: Option<IpAddr>, limits: &Limits) -> Option<ConnectionPermit> {
         let changes = self.changes.load(Ordering::Acquire);
-        let (number, leave) = self.held().enter(ClientNetwork::of(peer), limits)?;
+        let (number, leave) = locked(&self.held).enter(ClientNetwork::of(peer), limits)?;
         self.unauthenticated.fetch_add(1, Ordering::AcqRel);
         let is_session = AtomicBool::new(false);
         Some(ConnectionPermit { clients: self.clone(), peer, number, leave, is_session, changes })
@@ -257,7 +253,7 @@ impl ConnectionPermit {
 
     /// Charges the memory of the client's login, which begins now.
     pub fn begin_login(&self, limits: &Limits) {
-        self.clients.held().begin_login(self.origin(), self.number, limits);
+        locked(&self.clients.held).begin_login(self.origin(), self.number, limits);
     }
 
     /// Returns whether a session may begin. Called after the startup packet, when the client can read an
@@ -285,7 +281,7 @@ impl ConnectionPermit {
     }
 
     fn leave_unauthenticated(&self) {
-        self.clients.held().leave(self.origin(), self.number);
+        locked(&self.clients.held).leave(self.origin(), self.number);
         self.clients.unauthenticated.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -319,9 +315,7 @@ mod tests {
     }
 
     fn is_gone(permit: &ConnectionPermit) -> bool {
-        !permit
-            .clients
-            .held()
+        !locked(&permit.clients.held)
             .by_origin
             .get(&permit.origin())
             .is_some_and(|held| held.contains_key(&permit.number))
@@ -337,7 +331,7 @@ mod tests {
         assert!(is_gone(&crowd[0]) && !is_gone(&crowd[1]) && !is_gone(&second) && !is_gone(&third));
         assert!(clients.enter(at(1), &limits).is_none(), "the largest origin gets no more");
         drop((crowd, second, third));
-        let held = clients.held();
+        let held = locked(&clients.held);
         assert_eq!((clients.count(), held.bytes, held.count), (0, 0, 0));
     }
 
@@ -351,7 +345,7 @@ mod tests {
         let other = clients.enter(at(2), &limits).unwrap();
         assert!(is_gone(&silent[0]));
         other.begin_login(&limits);
-        assert!(!is_gone(&other) && clients.held().bytes <= limits.unauthenticated_bytes_max);
+        assert!(!is_gone(&other) && locked(&clients.held).bytes <= limits.unauthenticated_bytes_max);
     }
 
     #[test]
@@ -389,7 +383,7 @@ mod tests {
                     2 => which.get(&here).begin_login(&limits),
                     _ => drop(here.swap_remove(which.index(here.len()))),
                 }
-                let held = clients.held();
+                let held = locked(&clients.held);
                 let places = || held.by_origin.values().flat_map(BTreeMap::values);
                 prop_assert_eq!(held.count, places().count());
                 prop_assert_eq!(held.bytes, places().map(|place| place.bytes).sum::<usize>());
@@ -397,7 +391,7 @@ mod tests {
                 prop_assert!(held.by_origin.values().all(|places| (1..=6).contains(&places.len())));
             }
             drop(here);
-            prop_assert_eq!((clients.count(), clients.held().bytes), (0, 0));
+            prop_assert_eq!((clients.count(), locked(&clients.held).bytes), (0, 0));
         }
     }
 }

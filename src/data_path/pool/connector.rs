@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     data_path::{
+        lock::locked,
         server::{self, DialError, DialOptions, DialTarget, NewConnection, OnAnswer},
         session_state::Settings,
         tenant::{Credential, Tenant},
@@ -108,7 +109,7 @@ impl Connector {
     }
 
     fn backoff(&self) -> MutexGuard<'_, ConnectBackoff> {
-        self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.backoff)
     }
 
     /// Whether another server may be opened now as far as the tenant's own failures say.

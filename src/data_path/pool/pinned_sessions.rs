@@ -10,12 +10,13 @@
 //!
 //! The session that has been idle longest comes first.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::Pool;
 use crate::{
     data_path::{
         functions::FunctionEffects,
+        lock::locked,
         session_state::pins::Pins,
         sessions::registry::{Activity, SessionHandle},
     },
@@ -49,7 +50,7 @@ pub struct Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.all.locked().retain(|session| session.process_id != self.process_id);
+        locked(&self.all.sessions).retain(|session| session.process_id != self.process_id);
     }
 }
 
@@ -68,12 +69,8 @@ impl PinnedSessions {
         Arc::new(Self { sessions: Mutex::default(), limit, functions })
     }
 
-    fn locked(&self) -> MutexGuard<'_, Vec<Arc<SessionHandle>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn add(self: &Arc<Self>, session: &Arc<SessionHandle>) -> Pinned {
-        self.locked().push(session.clone());
+        locked(&self.sessions).push(session.clone());
         Pinned { all: self.clone(), process_id: session.process_id }
     }
 
@@ -82,7 +79,7 @@ impl PinnedSessions {
             return;
         }
         let for_sequences = |pins: Pins| !pins.is_empty() && pins.difference(Pins::SEQUENCES).is_empty();
-        for session in self.locked().iter().filter(|session| for_sequences(session.pins())) {
+        for session in locked(&self.sessions).iter().filter(|session| for_sequences(session.pins())) {
             if idle_ms(session, now_ms) >= Some(UNREAD_MS) {
                 session.call_back();
             }
@@ -91,7 +88,7 @@ impl PinnedSessions {
 
     #[cold]
     fn reclaim_one(&self, now_ms: u32) -> bool {
-        let sessions = self.locked();
+        let sessions = locked(&self.sessions);
         let others_read = self.functions.are_sequences_read();
         let returning = sessions.iter().filter(|session| {
             let pins = session.pins();
@@ -110,7 +107,7 @@ impl PinnedSessions {
     }
 
     fn is_beyond_limit(&self, session: &SessionHandle) -> bool {
-        let sessions = self.locked();
+        let sessions = locked(&self.sessions);
         let mut firm = sessions.iter().filter(|session| !can_return(session.pins()));
         firm.position(|other| other.process_id == session.process_id).is_some_and(|place| place >= self.limit)
     }

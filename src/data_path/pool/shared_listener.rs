@@ -17,7 +17,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -27,6 +27,7 @@ use tokio::sync::{Notify, oneshot};
 use super::{Pool, listener_connection::ListenerConnection};
 use crate::{
     data_path::{
+        lock::locked,
         memory_limit::Account,
         session_state::channels::{Channels, MARKERS, Notification, messages, statements_for},
         sessions::registry::SessionHandle,
@@ -149,7 +150,7 @@ impl Pool {
             changed: Notify::new(),
         });
         let subscription = listener.subscribe(session, memory).ok_or(ClientError::Internal)?;
-        *self.listener.locked() = Some(listener.clone());
+        *locked(&self.listener.current) = Some(listener.clone());
         if self.is_paused() || self.current().is_none() {
             listener.end(ClientError::AdminShutdown);
         }
@@ -160,17 +161,13 @@ impl Pool {
 }
 
 impl ListenerSlot {
-    fn locked(&self) -> MutexGuard<'_, Option<Arc<SharedListener>>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn now(&self) -> Option<Arc<SharedListener>> {
-        self.locked().clone()
+        locked(&self.current).clone()
     }
 
     /// Ends the listener, and with `reason` the sessions that subscribed.
     pub fn end(&self, reason: ClientError) {
-        if let Some(listener) = self.locked().take() {
+        if let Some(listener) = locked(&self.current).take() {
             listener.end(reason);
         }
     }
@@ -178,17 +175,13 @@ impl ListenerSlot {
     /// The pool was replaced: the listener goes on with a connection of the new one.
     pub fn replaced_by(&self, pool: &Arc<Pool>) {
         if let Some(listener) = self.now() {
-            listener.locked().successor = Some(pool.clone());
+            locked(&listener.state).successor = Some(pool.clone());
             listener.changed.notify_one();
         }
     }
 }
 
 impl SharedListener {
-    fn locked(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// `None`: the listener has ended.
     fn subscribe(
         self: &Arc<Self>,
@@ -197,7 +190,7 @@ impl SharedListener {
     ) -> Option<Subscription> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if state.ended.is_some() {
             return None;
         }
@@ -207,7 +200,7 @@ impl SharedListener {
     }
 
     fn end(&self, reason: ClientError) {
-        self.locked().ended.get_or_insert(reason);
+        locked(&self.state).ended.get_or_insert(reason);
         self.changed.notify_one();
     }
 
@@ -217,7 +210,7 @@ impl SharedListener {
     }
 
     pub(super) fn instruction(&self) -> Instruction {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if let Some(reason) = &state.ended {
             return Instruction::End(reason.clone());
         }
@@ -225,19 +218,19 @@ impl SharedListener {
     }
 
     pub(super) fn take_outbox(&self) -> Vec<u8> {
-        std::mem::take(&mut self.locked().outbox)
+        std::mem::take(&mut locked(&self.state).outbox)
     }
 
     /// All channels that a session needs.
     pub(super) fn needed(&self) -> Channels {
-        Channels::new(self.locked().needed.keys().map(|name| name.to_string()))
+        Channels::new(locked(&self.state).needed.keys().map(|name| name.to_string()))
     }
 
     /// Passes a NotificationResponse to the subscribers of its channel. A session for which more than
     /// `bytes_max` would wait is ended.
     pub(super) fn deliver(&self, message: &[u8], bytes_max: usize) {
         let Some(Notification { channel, payload, .. }) = Notification::read(message) else { return };
-        let (Ok(channel), mut state) = (std::str::from_utf8(channel), self.locked()) else { return };
+        let (Ok(channel), mut state) = (std::str::from_utf8(channel), locked(&self.state)) else { return };
         if channel == MARKERS
             && let Ok(mark) = std::str::from_utf8(payload)
         {
@@ -254,19 +247,19 @@ impl SharedListener {
 
     /// Whether a query in the outbox or sent has no answer yet.
     pub(super) fn has_unanswered(&self) -> bool {
-        !self.locked().unanswered.is_empty()
+        !locked(&self.state).unanswered.is_empty()
     }
 
     /// The server has sent an error for the first unanswered query.
     pub(super) fn refused(&self) {
-        if let Some(unanswered) = self.locked().unanswered.front_mut() {
+        if let Some(unanswered) = locked(&self.state).unanswered.front_mut() {
             unanswered.failed = true;
         }
     }
 
     /// The server has finished the first unanswered query; `false`: there was none.
     pub(super) fn answered(&self) -> bool {
-        match self.locked().unanswered.pop_front() {
+        match locked(&self.state).unanswered.pop_front() {
             Some(PendingQuery { answered, failed: false }) => drop(answered.send(())),
             Some(_) => {}
             None => return false,
@@ -277,7 +270,7 @@ impl SharedListener {
     /// The task has ended: fails what waits for it, and ends the subscribed sessions between two
     /// transactions.
     pub(super) fn ended(&self, reason: &ClientError) {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         state.ended.get_or_insert(reason.clone());
         let subscribers = std::mem::take(&mut state.subscribers);
         *state = State { ended: state.ended.take(), ..State::default() };
@@ -362,7 +355,7 @@ impl State {
 
 impl Subscription {
     pub fn is_lost(&self) -> bool {
-        self.listener.locked().ended.is_some()
+        locked(&self.listener.state).ended.is_some()
     }
 
     /// `client_encoding` of the notifications.
@@ -375,7 +368,7 @@ impl Subscription {
     pub async fn prepare(&self, channels: Arc<Channels>) -> Result<Handover, ListenerLost> {
         let mark = format!("{:032x}", rand::random::<u128>());
         let (answer, done) = {
-            let mut state = self.listener.locked();
+            let mut state = locked(&self.listener.state);
             if state.ended.is_some() {
                 return Err(ListenerLost);
             }
@@ -389,7 +382,7 @@ impl Subscription {
         match answer.await {
             Ok(()) => Ok(Handover { mark, done }),
             Err(_) => {
-                let mut state = self.listener.locked();
+                let mut state = locked(&self.listener.state);
                 if state.handovers.remove(&mark).is_some() {
                     state.unneed(&channels);
                     self.listener.changed.notify_one();
@@ -403,7 +396,7 @@ impl Subscription {
     /// query.
     pub async fn caught_up(&self) -> Result<(), ListenerLost> {
         let answer = {
-            let mut state = self.listener.locked();
+            let mut state = locked(&self.listener.state);
             if state.ended.is_some() {
                 return Err(ListenerLost);
             }
@@ -415,7 +408,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut state = self.listener.locked();
+        let mut state = locked(&self.listener.state);
         if let Some(Subscriber { channels, .. }) = state.subscribers.remove(&self.id) {
             state.forget(self.id, &channels);
             state.unneed(&channels);

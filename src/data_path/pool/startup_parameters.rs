@@ -9,7 +9,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::{Pool, PooledServer, startup_values::spelled};
 use crate::{
     data_path::{
+        lock::locked,
         server::connection::{AskError, Server},
         session_state::{Settings, parameter_status::ReportedParameters, role_settings::RoleSettings},
     },
@@ -45,7 +46,7 @@ pub struct StartupStatus {
     pub settings: Arc<Settings>,
     pub reported: Arc<ReportedParameters>,
     /// NoticeResponse messages, sent first.
-    notices: Arc<[u8]>,
+    pub notices: Arc<[u8]>,
     /// Settings of role and database; `None`: known with the session's first server.
     pub start: Option<Arc<RoleSettings>>,
 }
@@ -166,13 +167,9 @@ impl Known {
 }
 
 impl StatusCache {
-    fn locked(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The status for these startup parameters, if it is known.
     fn status(&self, asked: &Settings) -> Option<StartupStatus> {
-        let mut known = self.locked();
+        let mut known = locked(&self.known);
         known.kept(asked).or_else(|| {
             let status = known.composed(asked)?;
             known.keep(asked.clone(), status.clone(), false);
@@ -182,7 +179,7 @@ impl StatusCache {
 
     /// `server_version`, once a server was open.
     pub fn server_version(&self) -> Option<Box<str>> {
-        self.locked().base.as_ref().and_then(|(base, _)| base.text("server_version").map(Into::into))
+        locked(&self.known).base.as_ref().and_then(|(base, _)| base.text("server_version").map(Into::into))
     }
 
     /// Counts reports that contradicted the cache. A server that has been idle since may have changes that it
@@ -271,7 +268,7 @@ impl Pool {
     #[cold]
     pub(super) fn note_reported(&self, server: &mut PooledServer) {
         server.side.parameters_changed = false;
-        let contradicts = self.status_cache.locked().note_reported(server);
+        let contradicts = locked(&self.status_cache.known).note_reported(server);
         if contradicts {
             info!(
                 tenant = self.tenant.name,
@@ -315,7 +312,7 @@ async fn status_from(
             }
             let status = StartupStatus { settings, reported, notices, start: pool.start().cloned() };
             if changes == pool.status_cache.changes() {
-                pool.status_cache.locked().keep(asked, status.clone(), quiet);
+                locked(&pool.status_cache.known).keep(asked, status.clone(), quiet);
             }
             Ok(status)
         }

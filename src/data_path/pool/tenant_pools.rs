@@ -6,7 +6,7 @@ use std::{
     future::Future,
     path::PathBuf,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicU64},
+    sync::{Arc, Mutex, Weak, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use crate::{
     config::{Config, TlsMode},
     data_path::{
         functions::FunctionEffects,
+        lock::locked,
         memory_limit::{Account, Accounts},
         prepared::shared_statements::SharedStatements,
         server::{DialOptions, IdentityTrouble},
@@ -387,10 +388,6 @@ impl TenantPools {
         }
         self.pools.run_pending_tasks().await;
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether servers opened for one row serve the other.

@@ -15,7 +15,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -25,7 +25,7 @@ use std::{
 use deadpool::unmanaged;
 
 use super::{Pool, PooledServer, connect_backoff::ERROR_WITHIN};
-use crate::error::ClientError;
+use crate::{data_path::lock::locked, error::ClientError};
 
 /// How often the watching task looks at deadlines and at pinned sessions. Coarse, so that a wait costs no
 /// timer.
@@ -100,10 +100,6 @@ impl<S> WaitQueue<S> {
         }
     }
 
-    fn locked(&self) -> MutexGuard<'_, State<S>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn count_waiting(&self, state: &State<S>) {
         self.waiting.store(state.waiting.len(), Ordering::SeqCst);
     }
@@ -137,7 +133,7 @@ impl<S> WaitQueue<S> {
     /// be closed, of a pool that is paused or closed.
     #[inline]
     pub fn put(&self, server: S) -> Result<(), S> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if state.paused || state.closed {
             return Err(server);
         }
@@ -156,7 +152,7 @@ impl<S> WaitQueue<S> {
     /// Takes an idle server, or else a place in the queue: the first one if the session's turn had come
     /// already (`first`).
     fn enter(&self, since: Instant, wait_max: Duration, waker: &Waker, first: bool) -> Entered<S> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if state.closed {
             return Entered::Closed;
         }
@@ -176,7 +172,7 @@ impl<S> WaitQueue<S> {
 
     /// The result for a session; `None`: it waits still, and `waker` is woken.
     fn poll_result(&self, number: u64, waker: &Waker) -> Option<Result<S, ClientError>> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if let Some(at) = state.results.iter().position(|(of, _)| *of == number) {
             return Some(state.results.swap_remove(at).1);
         }
@@ -190,7 +186,7 @@ impl<S> WaitQueue<S> {
 
     /// Leaves the queue; returns the server that was handed over already.
     fn leave(&self, number: u64) -> Option<S> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if let Some(at) = state.results.iter().position(|(of, _)| *of == number) {
             return state.results.swap_remove(at).1.ok();
         }
@@ -221,13 +217,13 @@ impl<S> WaitQueue<S> {
 
     /// Ends all waits with this error.
     pub fn refuse_all(&self, client_error: &ClientError) {
-        self.refuse_where(self.locked(), |_| Some(client_error.clone()));
+        self.refuse_where(locked(&self.state), |_| Some(client_error.clone()));
     }
 
     /// Lends no server until it is called with `false`; idle ones are dropped. Sessions go on waiting.
     pub fn set_paused(&self, paused: bool) {
         {
-            let mut state = self.locked();
+            let mut state = locked(&self.state);
             state.paused = paused;
             self.paused.store(paused, Ordering::Relaxed);
         }
@@ -238,7 +234,7 @@ impl<S> WaitQueue<S> {
 
     /// Lends no server any more: drops the idle ones and ends all waits.
     pub fn close(&self) {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         state.closed = true;
         self.refuse_where(state, |_| Some(ClientError::AdminShutdown));
         self.drop_idle();
@@ -251,7 +247,7 @@ impl<S> WaitQueue<S> {
 
     /// Whether the caller has to start the watching task.
     fn starts_watching(&self) -> bool {
-        !std::mem::replace(&mut self.locked().is_watched, true)
+        !std::mem::replace(&mut locked(&self.state).is_watched, true)
     }
 
     /// Ends waits that have taken too long, with the `reason` why no server could be opened since they began,
@@ -263,13 +259,13 @@ impl<S> WaitQueue<S> {
         silent: Option<&ClientError>,
         reason: impl Fn(Instant) -> Option<ClientError>,
     ) -> bool {
-        self.refuse_where(self.locked(), |waiter| {
+        self.refuse_where(locked(&self.state), |waiter| {
             let waited = now.saturating_duration_since(waiter.since);
             let busy = || ClientError::PoolBusy { waited: waiter.wait_max };
             let too_long = (waited >= waiter.wait_max).then(|| reason(waiter.since).unwrap_or_else(busy));
             too_long.or_else(|| silent.filter(|_| waited >= ERROR_WITHIN).cloned())
         });
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         let first = state.waiting.front();
         let is_long = first.is_some_and(|first| now.saturating_duration_since(first.since) >= LONG_WAIT);
         self.has_long_wait.store(is_long, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use super::{ClientStatements, Statement};
 
 /// Prepared statements of one server.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ServerStatements {
     /// By statement number. Clients cannot choose it, so they cannot cause hash collisions.
     statements: FxHashMap<u64, Entry>,
@@ -29,7 +29,7 @@ pub struct ServerStatements {
 }
 
 /// Limits for the prepared statements of a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PreparedLimits {
     /// `max_prepared_statements`.
     pub statements: usize,

@@ -8,7 +8,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -20,6 +20,7 @@ use super::{
     sql_prepare_effects::OUR_PREFIX,
 };
 use crate::data_path::{
+    lock::locked,
     memory_limit::{Account, Charge},
     session_state::side_effects::SideEffects,
 };
@@ -98,7 +99,7 @@ impl SharedStatements {
         under: &Arc<ParseSettings>,
         made: impl FnOnce() -> (SideEffects, Option<Arc<SqlNames>>),
     ) -> Arc<Statement> {
-        let mut table = self.locked();
+        let mut table = locked(&self.by_digest);
         // Sweeping only before the table grows is amortised O(1), and dead entries are at most half of the
         // table.
         if table.len() == table.capacity() {
@@ -147,7 +148,7 @@ impl SharedStatements {
     #[cold]
     pub fn with_description(&self, before: &Statement, description: RowDescription) -> Arc<Statement> {
         let under = &before.parsed_under;
-        let mut table = self.locked();
+        let mut table = locked(&self.by_digest);
         let mut candidates =
             before.is_shared.then(|| table.entry(self.digest(&before.body, under)).or_default());
         let entry = candidates.as_deref().and_then(|candidates| find_live(candidates, &before.body, under));
@@ -172,11 +173,7 @@ impl SharedStatements {
 
     /// Returns the statement with this Parse body and these settings, if a client or server has it.
     pub fn find(&self, body: &[u8], under: &Arc<ParseSettings>) -> Option<Arc<Statement>> {
-        find_live(self.locked().get(&self.digest(body, under))?, body, under)
-    }
-
-    fn locked(&self) -> MutexGuard<'_, HashMap<u64, Vec<Weak<Statement>>>> {
-        self.by_digest.lock().unwrap_or_else(PoisonError::into_inner)
+        find_live(locked(&self.by_digest).get(&self.digest(body, under))?, body, under)
     }
 
     fn digest(&self, body: &[u8], under: &ParseSettings) -> u64 {

@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     data_path::{
+        lock::locked,
         login::password_pace::AT_ONCE,
         session_state::pins::Pins,
         tenant::{Login, TenantAccess},
@@ -117,7 +118,7 @@ impl SessionHandle {
     }
 
     pub(in crate::data_path) fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
-        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.mailbox)
     }
 
     /// Sets the waker of the session's task; once, because a task's waker stays the same.
@@ -220,12 +221,12 @@ impl SessionHandle {
 
     /// `application_name` now.
     pub fn application_name(&self) -> Box<str> {
-        self.application_name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.application_name).clone()
     }
 
     /// The client has changed its `application_name`.
     pub fn set_application_name(&self, name: &str) {
-        *self.application_name.lock().unwrap_or_else(PoisonError::into_inner) = name.into();
+        *locked(&self.application_name) = name.into();
     }
 
     #[inline]
@@ -332,7 +333,7 @@ impl std::ops::Deref for Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let mut registry = self.sessions.locked();
+        let mut registry = locked(&self.sessions.registry);
         registry.by_process_id.remove(&self.handle.process_id);
         if let Some(numbers) = registry.known_as.get_mut(&self.handle.known_as) {
             numbers.retain(|number| *number != self.handle.process_id);
@@ -356,15 +357,11 @@ impl Default for Sessions {
 }
 
 impl Sessions {
-    fn locked(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Registers a session with a new process number and cancel key.
     pub fn register(self: &Arc<Self>, arrival: NewSession) -> (Registered, Secret) {
         let mut secret = vec![0; arrival.secret_bytes].into_boxed_slice();
         rand::fill(&mut secret[..]);
-        let mut registry = self.locked();
+        let mut registry = locked(&self.registry);
         let process_id = loop {
             let count = self.next.fetch_add(1, Ordering::Relaxed) & ((1 << NODE_SHIFT) - 1);
             let number = i32::try_from(self.node << NODE_SHIFT | count).unwrap_or(i32::MAX);
@@ -411,7 +408,7 @@ impl Sessions {
 
     /// The session that a cancel key names.
     pub fn find(&self, process_id: i32, secret: &[u8]) -> Option<Arc<SessionHandle>> {
-        let registry = self.locked();
+        let registry = locked(&self.registry);
         let known = registry.known_as.get(&process_id).into_iter().flatten();
         let candidates = [process_id].into_iter().chain(known.copied());
         let mut found = candidates.filter_map(|number| registry.by_process_id.get(&number));
@@ -420,19 +417,19 @@ impl Sessions {
 
     /// The session that knows itself by this number.
     pub fn numbered(&self, process_id: i32) -> Option<Arc<SessionHandle>> {
-        self.locked().by_process_id.get(&process_id).cloned()
+        locked(&self.registry).by_process_id.get(&process_id).cloned()
     }
 
     pub fn all(&self) -> Vec<Arc<SessionHandle>> {
-        self.locked().by_process_id.values().cloned().collect()
+        locked(&self.registry).by_process_id.values().cloned().collect()
     }
 
     pub fn len(&self) -> usize {
-        self.locked().by_process_id.len()
+        locked(&self.registry).by_process_id.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.locked().by_process_id.is_empty()
+        locked(&self.registry).by_process_id.is_empty()
     }
 
     /// Ends those that `which` picks; how many there were.
