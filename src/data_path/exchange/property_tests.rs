@@ -322,10 +322,6 @@ fn error(out: &mut Vec<u8>) {
 pub(super) fn client(table: &std::sync::Arc<SharedStatements>, number: u64) -> ClientSide {
     let rules = SessionRules {
         follow: true,
-        may_switch_tenant: false,
-        current_tenant: CurrentTenant::First,
-        identity: Default::default(),
-        sees_binds: false,
         shared_statements: table.clone(),
         functions: std::sync::Arc::new(FunctionEffects::without_functions()),
         inspect_bytes_max: 1 << 20,
@@ -334,7 +330,7 @@ pub(super) fn client(table: &std::sync::Arc<SharedStatements>, number: u64) -> C
         unanswered_max: 1000,
         settings_max: 100,
         settings_bytes_max: 1 << 20,
-        memory: std::sync::Arc::default(),
+        ..SessionRules::default()
     };
     ClientSide::new(rules, std::sync::Arc::<Settings>::default(), (number + 1) << 32)
 }

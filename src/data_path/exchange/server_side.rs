@@ -377,11 +377,6 @@ impl ServerSide {
         channels.is_some() && (*dropped > 0 || !self.is_pinned(follows))
     }
 
-    /// Whether the server closes the connection after this ErrorResponse.
-    pub fn closes_connection(&self, bytes: &[u8]) -> bool {
-        is_fatal(bytes)
-    }
-
     fn error(
         &mut self,
         bytes: &[u8],

@@ -37,7 +37,7 @@ const SPARE_OF: usize = 8;
 const SPARE_MAX: usize = 3;
 
 /// One host's budget.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct HostBudget {
     /// `hosts.max_connections`; `usize::MAX` where there is no limit.
     limit: AtomicUsize,
@@ -62,7 +62,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.live.fetch_sub(1, Ordering::AcqRel);
         if let Some(pool) = self.pool.upgrade() {
-            pool.connector.permit_dropped();
+            pool.connector.live.fetch_sub(1, Ordering::SeqCst);
             if pool.waiting() > 0 {
                 pool.open_wanted_soon();
             }
@@ -76,14 +76,7 @@ impl Drop for Permit {
 impl HostBudget {
     /// A budget of `limit` server connections; `None`: no limit.
     pub fn new(limit: Option<u32>) -> Arc<Self> {
-        let budget = Self {
-            limit: AtomicUsize::new(usize::MAX),
-            found: Mutex::default(),
-            live: AtomicUsize::new(0),
-            queued: AtomicUsize::new(0),
-            queue: Mutex::default(),
-            pools: Mutex::default(),
-        };
+        let budget = Self::default();
         budget.set_limit(limit);
         Arc::new(budget)
     }
@@ -127,11 +120,11 @@ impl HostBudget {
 
     /// A permit for a server beside `pool`, which does not count in its size; now or not at all.
     pub fn acquire_beside(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
-        let permit = self.try_count().then(|| Permit { budget: self.clone(), pool: Weak::new() });
-        permit.or_else(|| {
+        let counted = self.try_count() || {
             self.close_one_idle(Some(pool));
-            self.try_count().then(|| Permit { budget: self.clone(), pool: Weak::new() })
-        })
+            self.try_count()
+        };
+        counted.then(|| Permit { budget: self.clone(), pool: Weak::new() })
     }
 
     fn try_count(&self) -> bool {
@@ -168,7 +161,7 @@ impl HostBudget {
         if !self.try_count() {
             return None;
         }
-        pool.connector.permit_issued();
+        pool.connector.live.fetch_add(1, Ordering::SeqCst);
         Some(Permit { budget: self.clone(), pool: Arc::downgrade(pool) })
     }
 

@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::{
     Pool,
-    connect_backoff::ERROR_WITHIN,
+    connect_backoff::{ConnectBackoff, ERROR_WITHIN},
     connect_turns::{ConnectTurns, Outcome},
 };
 use crate::{data_path::lock::locked, error::ClientError};
@@ -95,19 +95,9 @@ impl HostConnecting {
         pools.push(Arc::downgrade(pool));
     }
 
-    /// Whether the host's last attempt failed.
-    pub fn is_failing(&self) -> bool {
-        locked(&self.state).turns.backoff().is_failing()
-    }
-
-    /// Why the host's last attempt after `since` failed, if none has succeeded after it.
-    pub fn reason_since(&self, since: Instant) -> Option<ClientError> {
-        locked(&self.state).turns.backoff().reason_since(since)
-    }
-
-    /// The error for sessions where the next attempt is too far away to wait for it.
-    pub fn error_at_once(&self, now: Instant) -> Option<ClientError> {
-        locked(&self.state).turns.backoff().error_at_once(now)
+    /// Reads the host's failures.
+    pub fn backoff<T>(&self, read: impl FnOnce(&ConnectBackoff) -> T) -> T {
+        read(locked(&self.state).turns.backoff())
     }
 
     /// The error for sessions that have waited for [`ERROR_WITHIN`]: the host has failed, and the attempt
@@ -141,7 +131,7 @@ impl HostConnecting {
             let now = Instant::now();
             let silent =
                 || self.silent(now).filter(|_| now.saturating_duration_since(asked_at) >= ERROR_WITHIN);
-            if let Some(reason) = self.error_at_once(now).or_else(silent) {
+            if let Some(reason) = self.backoff(|host| host.error_at_once(now)).or_else(silent) {
                 return Err(reason);
             }
         }

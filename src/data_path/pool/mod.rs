@@ -226,14 +226,14 @@ impl Pool {
     /// permit.
     #[inline]
     pub fn give_back(&self, mut server: Box<PooledServer>) {
-        server.returned();
+        server.listed.returned(server.side.statements.len());
         if server.side.parameters_changed {
             self.note_reported(&mut server);
         }
         let now = self.worker.clock.now();
         let age = now.saturating_sub(server.opened_at);
         let yields =
-            self.connector.is_permit_wanted() && self.waiting() == 0 && age >= self::host_budget::HOLD;
+            self.connector.budget.is_permit_wanted() && self.waiting() == 0 && age >= self::host_budget::HOLD;
         if yields || age >= self.rules.server_lifetime || !server.is_reusable() {
             return;
         }
@@ -275,7 +275,7 @@ impl Pool {
 
     /// How its servers are reached.
     pub fn dial_options(&self) -> &DialOptions {
-        self.connector.options()
+        &self.connector.options
     }
 
     /// Servers open or being opened.

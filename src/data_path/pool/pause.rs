@@ -93,7 +93,7 @@ impl TenantPools {
     /// the hosts.
     pub async fn reconnect(&self, scope: TenantScope) {
         for pool in self.in_scope(scope) {
-            pool.connector.forget_failures();
+            pool.connector.host.forget();
             self.replace(&pool, pool.tenant.clone()).await;
         }
     }

@@ -29,7 +29,8 @@ pub struct PooledServer {
     /// When it last answered.
     pub(super) answered_at: Duration,
     permit: Permit,
-    listed: ListedServer,
+    /// What operators see of it.
+    pub listed: ListedServer,
 }
 
 impl PooledServer {
@@ -57,23 +58,6 @@ impl PooledServer {
     /// The connection and its permit, for a server that replaces it; takes it off the server list.
     pub(super) fn into_parts(self) -> (Server, Permit) {
         (self.server, self.permit)
-    }
-
-    /// Shows operators that the session with this process number has it.
-    #[inline]
-    pub fn lent_to(&self, session: i32, now_ms: u32) {
-        self.listed.lent_to(session, now_ms);
-    }
-
-    /// Shows operators that no session has it.
-    #[inline]
-    pub(super) fn returned(&self) {
-        self.listed.returned(self.server.side.statements.len());
-    }
-
-    /// Shows operators that it is a listener connection.
-    pub(super) fn listens(&self) {
-        self.listed.listens();
     }
 }
 

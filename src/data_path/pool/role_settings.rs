@@ -32,17 +32,12 @@ pub(super) struct RoleStart {
     /// Known once a server was open.
     start: OnceLock<Arc<RoleSettings>>,
     /// Held while the pool is replaced because they have changed.
-    replacing: tokio::sync::Mutex<()>,
+    pub replacing: tokio::sync::Mutex<()>,
 }
 
 impl RoleStart {
     pub fn new(role: &str, access: Access) -> Self {
         Self { role: role.into(), access, start: OnceLock::new(), replacing: tokio::sync::Mutex::default() }
-    }
-
-    /// Lets one task at a time replace the pool.
-    pub async fn replacing(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.replacing.lock().await
     }
 
     /// The one setting that the role was created with; empty: none.

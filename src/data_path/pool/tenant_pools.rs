@@ -6,7 +6,10 @@ use std::{
     future::Future,
     path::PathBuf,
     pin::Pin,
-    sync::{Arc, Mutex, Weak, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    },
     time::Duration,
 };
 
@@ -15,9 +18,10 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, connector::Connector, host_budget::HostBudget, host_connecting::HostConnecting,
-    pause::Pauses, pinned_sessions::PinnedSessions, role_settings::RoleStart, shared_listener::ListenerSlot,
-    startup_parameters::StatusCache, stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
+    Pool, PoolRules, connect_backoff::ConnectBackoff, connector::Connector, host_budget::HostBudget,
+    host_connecting::HostConnecting, pause::Pauses, pinned_sessions::PinnedSessions,
+    role_settings::RoleStart, shared_listener::ListenerSlot, startup_parameters::StatusCache,
+    stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
 };
 use crate::{
     config::{Config, TlsMode},
@@ -161,15 +165,19 @@ impl TenantPools {
         let connects = self.connects_of(&tenant.host, &rules);
         let (functions, stats) = (self.functions_of(&tenant), self.stats_of(&tenant, access));
         let role_start = RoleStart::new(&credential.username, access);
-        let connector = Connector::new(
-            tenant.clone(),
+        let backoff = ConnectBackoff::new(rules.connecting_max, rules.server_login_retry);
+        let connector = Connector {
+            tenant: tenant.clone(),
             credential,
-            self.dial.load_full(),
-            budget.clone(),
-            connects.clone(),
-            stats.clone(),
-            &rules,
-        );
+            options: self.dial.load_full(),
+            budget: budget.clone(),
+            host: connects.clone(),
+            stats: stats.clone(),
+            live: AtomicUsize::default(),
+            opening: AtomicUsize::default(),
+            backoff: Mutex::new(backoff),
+            awaits_turn: AtomicBool::default(),
+        };
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
             statements,
@@ -294,7 +302,7 @@ impl TenantPools {
     /// Replaces a pool because the settings of its role or database have changed. The new pool shares no
     /// statements: the same text may mean something else under other settings.
     pub(super) async fn replace_for_new_sessions(&self, old: &Arc<Pool>) {
-        let _alone = old.role_start.replacing().await;
+        let _alone = old.role_start.replacing.lock().await;
         if !old.is_retired() {
             self.put_in_place(old, old.tenant.clone(), Arc::default()).await;
         }

@@ -81,15 +81,7 @@ pub enum OnServer {
 impl ServerStatements {
     /// Creates the state of a new server.
     pub fn new(capacity: PreparedLimits) -> Self {
-        Self {
-            statements: FxHashMap::default(),
-            bytes: 0,
-            client_names: 0,
-            unnamed: 0,
-            capacity,
-            clock: 0,
-            counts: StatementCounts::default(),
-        }
+        Self { capacity, ..Self::default() }
     }
 
     /// Returns the number of statements.

@@ -55,14 +55,13 @@ impl Relay {
         if self.session.side.is_skipping_messages() {
             return Ok(ServerLink::NoRequest);
         }
-        match self.session.side.first_message(request) {
-            Ok(FirstMessage::Request) => {}
-            Ok(FirstMessage::Nothing) => return Ok(ServerLink::NoRequest),
-            Ok(FirstMessage::Terminate) => return Err(Step::End(SessionEnd::Terminated)),
-            Err(client_error) => return Err(Step::End(SessionEnd::Refused(client_error.into()))),
+        match self.session.side.first_message(request)? {
+            FirstMessage::Request => {}
+            FirstMessage::Nothing => return Ok(ServerLink::NoRequest),
+            FirstMessage::Terminate => return Err(SessionEnd::Terminated.into()),
         }
         if self.pool.is_retired() {
-            self.follow_successor().map_err(Step::End)?;
+            self.follow_successor()?;
         }
         Ok(match self.session.side.start_settings.is_same().then(|| self.pool.try_borrow()).flatten() {
             Some(server) => {
@@ -89,7 +88,7 @@ impl Relay {
         let mut server = server;
         server.side.notifications.client_process_id =
             if self.session.side.follows() { self.session.handle.process_id } else { server.process_id };
-        server.lent_to(self.session.handle.process_id, self.pool.worker.clock.now_ms());
+        server.listed.lent_to(self.session.handle.process_id, self.pool.worker.clock.now_ms());
         server.side.sequences.lent_to(self.session.handle.process_id);
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
@@ -107,7 +106,7 @@ impl Relay {
             let mut replies = Vec::new();
             match self.session.side.skip_messages(&inbox, &mut replies) {
                 Ok(rest) => drop(inbox.drain(..inbox.len() - rest.len())),
-                Err(client_error) => return Some(Step::End(SessionEnd::Refused(client_error.into()))),
+                Err(client_error) => return Some(client_error.into()),
             }
             if !replies.is_empty() {
                 self.session.unsent.push(&replies);
@@ -132,7 +131,7 @@ impl Relay {
             inbox.drain(..answered);
             // At once: the messages behind it may wait long for a server.
             if let Err(error) = self.session.unsent.send(&mut self.session.client, cx, &replies) {
-                return Some(Step::End(SessionEnd::client_lost(Err(error))));
+                return Some(SessionEnd::client_lost(Err(error)).into());
             }
         }
     }
@@ -167,19 +166,10 @@ impl Relay {
                     return Ok(());
                 }
                 self.hold_server(server);
-                let inbox = std::mem::take(&mut self.session.inbox);
-                let step = poll_fn(|cx| {
-                    BUFFERS.with_borrow_mut(|buffers| {
-                        Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx))
-                    })
-                });
-                match step.await {
-                    Err(Step::End(end)) => Err(end),
-                    _ => Ok(()),
-                }
+                self.send_inbox().await
             }
             Err(client_error) if self.pool.is_retired() && self.pool.current().is_none() => {
-                Err(SessionEnd::Refused(client_error.into()))
+                Err(client_error.into())
             }
             Err(_) if self.pool.is_retired() => Ok(()),
             Err(client_error) => {
@@ -194,7 +184,7 @@ impl Relay {
     /// began with. `false`: the pool was replaced, and the session needs a server of the new one.
     async fn compare_start(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
         if matches!(self.session.side.start_settings, StartSettings::Unknown)
-            && !self.pool.has_same_start(server).await.map_err(SessionEnd::from)?
+            && !self.pool.has_same_start(server).await?
         {
             return Ok(false);
         }
@@ -235,19 +225,20 @@ impl Relay {
         match self.pool.reclaims(&self.session.handle, pins) {
             Reclaim::Nothing => None,
             Reclaim::Server => self.return_pinned_server(),
-            Reclaim::Session(reason) => Some(Step::End(SessionEnd::Refused(reason.into()))),
+            Reclaim::Session(reason) => Some(reason.into()),
         }
     }
 
-    /// Keeps messages that must wait for pending replies.
-    #[cold]
-    pub(in crate::data_path) fn await_answers(
-        &mut self,
-        rest: Vec<u8>,
-        awaits: ReplyWait,
-    ) -> Result<(), Step> {
-        (self.session.inbox, self.reply_wait) = (rest, awaits);
-        Ok(())
+    /// Sends the inbox to the server that the session holds.
+    pub(super) async fn send_inbox(&mut self) -> Result<(), SessionEnd> {
+        let inbox = std::mem::take(&mut self.session.inbox);
+        let step = poll_fn(|cx| {
+            BUFFERS.with_borrow_mut(|buffers| Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx)))
+        });
+        match step.await {
+            Err(Step::End(end)) => Err(end),
+            _ => Ok(()),
+        }
     }
 
     /// Goes on with the messages that wait for replies, once these are here.
@@ -281,7 +272,7 @@ impl Relay {
                 let signals = self.session.handle.take_signals();
                 self.session.leaving = self.session.leaving.take().or(signals.end_when_free.map(Box::new));
                 match signals.end {
-                    Some(reason) => return Poll::Ready(Err(SessionEnd::Refused(reason.into()))),
+                    Some(reason) => return Poll::Ready(Err(reason.into())),
                     None if !signals.cancels.is_empty() => return Poll::Ready(Ok(ClientError::Cancelled)),
                     None => {}
                 }

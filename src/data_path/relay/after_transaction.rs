@@ -107,7 +107,7 @@ impl Relay {
         if checks.includes(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
-            self.pool.has_same_start(server).await.map_err(SessionEnd::from)?;
+            self.pool.has_same_start(server).await?;
         }
         checks.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.session.side.statements);
@@ -147,7 +147,7 @@ impl Relay {
             return Ok(());
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
-        let rows = server.ask(sql, &[]).await.map_err(SessionEnd::from)?;
+        let rows = server.ask(sql, &[]).await?;
         let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
         let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
         if is_here { Ok(()) } else { Err(SessionEnd::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
@@ -178,8 +178,7 @@ impl Relay {
                 self.pool.rules.functions_bytes_max,
                 &self.pool.memory,
             )
-            .await
-            .map_err(SessionEnd::from)?;
+            .await?;
             self.pass_notifications();
         }
         Ok(())
@@ -222,7 +221,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let CheckedState { wanted, mut applied, channels: _ } = settled;
         if wanted != applied {
-            restore(server, &wanted, &mut applied).await.map_err(SessionEnd::from)?;
+            restore(server, &wanted, &mut applied).await?;
         }
         self.pass_notifications();
         let Some(server) = self.server.as_mut() else { return Ok(()) };

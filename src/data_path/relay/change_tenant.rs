@@ -3,15 +3,11 @@
 //! It moves only while it holds no server. It leaves its pool, its worker and its entry among the tenant's
 //! sessions, and takes along its connection, its settings and the texts of its prepared statements.
 
-use std::{
-    future::poll_fn,
-    sync::{Arc, atomic::Ordering},
-    task::Poll,
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use tracing::warn;
 
-use super::{BUFFERS, Relay, Step, client_session::ClientSession, no_tenant, session_end::SessionEnd};
+use super::{Relay, Step, client_session::ClientSession, no_tenant, session_end::SessionEnd};
 use crate::{
     data_path::{
         login::connection_limits::ConnectionPermit,
@@ -33,8 +29,7 @@ pub type SessionTransfer = Box<(ClientSession, SwitchTarget)>;
 impl Relay {
     /// Goes on with the pool that has replaced a retired one.
     pub(in crate::data_path) fn follow_successor(&mut self) -> Result<(), SessionEnd> {
-        self.pool =
-            self.pool.current().ok_or_else(|| SessionEnd::Refused(ClientError::AdminShutdown.into()))?;
+        self.pool = self.pool.current().ok_or(ClientError::AdminShutdown)?;
         self.session.side.set_tenant_access(self.pool.place.clone());
         self.session.side.start_settings.pool_replaced();
         Ok(())
@@ -108,24 +103,18 @@ impl Relay {
         }
         let switcher = self.session.switcher.as_mut()?;
         let mut replies = Vec::new();
-        let led = match switcher.responder.next(
-            inbox,
-            &mut self.session.side,
-            Some(&self.pool.tenant.name),
-            &mut replies,
-        ) {
-            Err(client_error) => return Some(Some(Step::End(SessionEnd::Refused(client_error.into())))),
-            Ok((used, led)) => {
-                inbox.drain(..used);
-                led
-            }
+        let here = Some(&*self.pool.tenant.name);
+        let (used, next) = match switcher.responder.next(inbox, &mut self.session.side, here, &mut replies) {
+            Ok(next) => next,
+            Err(client_error) => return Some(Some(client_error.into())),
         };
+        inbox.drain(..used);
         self.session.unsent.push(&replies);
-        let led = match led {
+        let led = match next {
             LocalStep::Server if switcher.is_new => Some(Some(Step::AcquireServer)),
             LocalStep::Server => None,
             LocalStep::Waits => Some(None),
-            LocalStep::Terminated => Some(Some(Step::End(SessionEnd::Terminated))),
+            LocalStep::Terminated => Some(Some(SessionEnd::Terminated.into())),
             LocalStep::Ended => Some(Some(Step::SwitchTenant)),
             LocalStep::Choose(request) => {
                 switcher.request = Some(request);
@@ -153,9 +142,7 @@ impl Relay {
         self.drop_idle_switcher();
         match moved? {
             // The other tenant's shared listener does not have the session's channels.
-            Some(_) if self.listening.is_some() => {
-                Err(SessionEnd::Refused(ClientError::ListenerPaused.into()))
-            }
+            Some(_) if self.listening.is_some() => Err(ClientError::ListenerPaused.into()),
             Some(target) => Ok(Some(target)),
             None => self.pass_on().await.map(|()| None),
         }
@@ -186,13 +173,8 @@ impl Relay {
             let (used, next) = match asked.or_else(|| switcher.password.take().map(LocalStep::SetPassword)) {
                 Some(next) => (0, next),
                 None => {
-                    let next = switcher.responder.next(
-                        &self.session.inbox,
-                        &mut self.session.side,
-                        Some(name),
-                        &mut replies,
-                    );
-                    next.map_err(|client_error| SessionEnd::Refused(client_error.into()))?
+                    let ClientSession { inbox, side, .. } = &mut self.session;
+                    switcher.responder.next(inbox, side, Some(name), &mut replies)?
                 }
             };
             self.session.inbox.drain(..used);
@@ -203,17 +185,10 @@ impl Relay {
                         Ok(()) => switcher.follow(&request, &self.session.handle, Some(here)).await,
                         Err(client_error) => Err(client_error),
                     };
-                    match &found {
-                        Ok(target) => {
-                            switcher.responder.chosen(target_name(target.as_ref(), Some(name)), &mut replies)
-                        }
-                        Err(client_error) => {
-                            switcher.responder.refuse(client_error, &mut self.session.side, &mut replies)
-                        }
-                    }
-                    if let Ok(Some(target)) = found {
+                    let target = switcher.answer(found, Some(name), &mut self.session.side, &mut replies);
+                    if target.is_some() {
                         self.session.unsent.push(&replies);
-                        return Ok(Some(target));
+                        return Ok(target);
                     }
                 }
                 LocalStep::SetPassword(password) => {
@@ -284,14 +259,7 @@ impl Relay {
         if self.server.is_none() || self.session.inbox.is_empty() || self.is_answered_locally() {
             return Ok(());
         }
-        let inbox = std::mem::take(&mut self.session.inbox);
-        let step = poll_fn(|cx| {
-            BUFFERS.with_borrow_mut(|buffers| Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx)))
-        });
-        match step.await {
-            Err(Step::End(end)) => Err(end),
-            _ => Ok(()),
-        }
+        self.send_inbox().await
     }
 
     /// Before the first statement at a new tenant: tries the session's settings on a server of that tenant,
@@ -318,7 +286,7 @@ impl Relay {
                 Ok(true)
             }
             // A setting does not exist there, for example a role.
-            Err(client_error @ ClientError::Server { .. }) => Err(SessionEnd::Refused(client_error.into())),
+            Err(client_error @ ClientError::Server { .. }) => Err(client_error.into()),
             Err(client_error) => {
                 self.refuse_request(&client_error);
                 Ok(false)

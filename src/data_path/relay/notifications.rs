@@ -113,7 +113,7 @@ impl Relay {
                 "shared listener refuses a session: it keeps its server"
             );
             if self.pool.current().is_none_or(|pool| pool.is_paused()) {
-                return Err(SessionEnd::Refused(ClientError::ListenerPaused.into()));
+                return Err(ClientError::ListenerPaused.into());
             }
             pins.insert(Pins::LISTEN);
             if self.listening.is_none() {
@@ -127,7 +127,7 @@ impl Relay {
             }
         }
         taken.map_err(|error| match error {
-            ListenError::Listener(reason) => SessionEnd::Refused(reason.into()),
+            ListenError::Listener(reason) => reason.into(),
             ListenError::Server => SessionEnd::ServerLost(Loss::Protocol),
         })
     }
@@ -231,7 +231,7 @@ impl Relay {
             && !server.side.is_pinned(self.session.side.follows())
             && server.side.notifications.channels.is_some()
         {
-            server.run("UNLISTEN *").await.map_err(SessionEnd::from)?;
+            server.run("UNLISTEN *").await?;
             // The shared listener has received these as well.
             server.notified.clear();
             server.side.notifications = NotificationFilter {

@@ -118,6 +118,12 @@ impl From<AskError> for SessionEnd {
     }
 }
 
+impl From<ClientError> for SessionEnd {
+    fn from(client_error: ClientError) -> Self {
+        Self::Refused(client_error.into())
+    }
+}
+
 /// Where a router reports the loss of the path, the kernel gives that error in place of a timeout.
 fn is_timeout(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};

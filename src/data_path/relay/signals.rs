@@ -3,7 +3,7 @@
 
 use std::{future::Future, pin::Pin, task::Context, time::Instant};
 
-use super::{Relay, Step, session_end::SessionEnd};
+use super::{Relay, Step};
 
 impl Relay {
     /// Takes signals, and looks whether a cancel under way has settled.
@@ -24,12 +24,12 @@ impl Relay {
             let called_back = self.session.handle.is_called_back();
             let signals = self.session.handle.take_signals();
             if let Some(reason) = signals.end {
-                return Some(Step::End(SessionEnd::Refused(reason.into())));
+                return Some(reason.into());
             }
             if let Some(reason) = signals.end_when_free {
                 let free = self.server.as_ref().is_none_or(|server| server.side.replies.is_over());
                 if free && self.session.inbox.is_empty() {
-                    return Some(Step::End(SessionEnd::Refused(reason.into())));
+                    return Some(reason.into());
                 }
                 self.session.leaving = Some(reason.into());
             }

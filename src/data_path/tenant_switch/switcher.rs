@@ -234,6 +234,26 @@ impl TenantSwitcher {
         Ok(Some(target))
     }
 
+    /// Answers a request that leads to `found` from the tenant `here`. Returns where the session goes.
+    pub fn answer(
+        &mut self,
+        found: Result<Option<SwitchTarget>, ClientError>,
+        here: Option<&str>,
+        side: &mut ClientSide,
+        replies: &mut Vec<u8>,
+    ) -> Option<SwitchTarget> {
+        match found {
+            Ok(target) => {
+                self.responder.chosen(target_name(target.as_ref(), here), replies);
+                target
+            }
+            Err(client_error) => {
+                self.responder.refuse(&client_error, side, replies);
+                None
+            }
+        }
+    }
+
     fn set_chosen(&mut self, request: &TenantRequest, tenant: Option<i64>) {
         if request.local {
             self.for_transaction = true;
