@@ -345,7 +345,10 @@ impl ClientMessages<'_, '_> {
         let statement = match self.usable_statement(name, statement) {
             Ok(Some(statement)) => statement,
             Ok(None) => return AWAIT_REPLIES,
-            Err(limit) => return self.reject_bind_over_limit(limit, whole),
+            Err(limit) => {
+                self.return_state.rejected |= !whole;
+                return self.reject_over_limit(b'B', limit);
+            }
         };
         if statement.sql_names.is_some() && self.server.replies.may_have_others() {
             return AWAIT_REPLIES;

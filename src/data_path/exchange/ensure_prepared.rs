@@ -138,8 +138,10 @@ impl ClientMessages<'_, '_> {
             if self.server.replies.may_have_others() {
                 return Ensured::Awaited;
             }
+            // The proxy answered its Parse before any server had received it.
             if self.statements.take_deferred(name) {
-                self.ensure_deferred(name, statement);
+                let mut preparer = self.server.preparer(self.under, self.startup);
+                preparer.prepare(statement, Some(name), Origin::Prepare, self.out.build());
                 return Ensured::Present;
             }
         }
@@ -170,6 +172,7 @@ impl ClientMessages<'_, '_> {
             _ if replies.may_have_others() => return Ensured::Awaited,
             _ => Preparer { statements, replies, context }.prepare(
                 statement,
+                None,
                 Origin::Prepare,
                 self.out.build(),
             ),
@@ -179,13 +182,6 @@ impl ClientMessages<'_, '_> {
         }
         *awaited_description = Some((statement.clone(), false));
         Ensured::Awaited
-    }
-
-    /// Prepares a statement whose Parse the proxy answered before any server had received it.
-    #[cold]
-    pub(super) fn ensure_deferred(&mut self, name: &[u8], statement: &Arc<Statement>) {
-        let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.prepare_as(statement, Some(name), Origin::Prepare, self.out.build());
     }
 
     /// Makes the server reject a Bind or Describe; the client gets PostgreSQL's error for a changed result.

@@ -156,13 +156,6 @@ impl ClientMessages<'_, '_> {
         CONTINUE
     }
 
-    /// Rejects a Bind, of which more may be to come.
-    #[cold]
-    pub(super) fn reject_bind_over_limit(&mut self, limit: Limit, whole: bool) -> Handled {
-        self.return_state.rejected |= !whole;
-        self.reject_over_limit(b'B', limit)
-    }
-
     /// Checks that the text of an unnamed statement, and what it sets, may be kept.
     pub(super) fn admit_unnamed(&self, body: &[u8], side_effects: &SideEffects) -> Result<(), Limit> {
         if body.len() > UNNAMED_BYTES_KEPT {

@@ -36,7 +36,7 @@ pub struct PendingChecks {
     /// All checks come from one LOAD, which ran outside a transaction block.
     only_loads: bool,
     /// RESET ALL or DISCARD ALL was sent.
-    resets: bool,
+    pub resets: bool,
     /// The answer decides whether settings still pin the server.
     decides_on_settings: bool,
     /// The transaction may have changed settings that matter for parsing, perhaps with SET LOCAL only.
@@ -48,7 +48,7 @@ pub struct PendingChecks {
     /// The transaction may change functions.
     functions_changing: Option<FunctionsChanging>,
     /// Texts that may call functions that are not loaded yet.
-    before_load: Option<Box<TextsBeforeLoad>>,
+    pub before_load: Option<Box<TextsBeforeLoad>>,
     /// Parameters that texts have reset.
     reset_parameters: Resets,
     /// Startup parameters to be set again after such a reset.
@@ -135,16 +135,6 @@ impl PendingChecks {
         }
     }
 
-    /// Returns the texts to be looked up again after the functions are loaded.
-    pub fn take_before_load(&mut self) -> Option<Box<TextsBeforeLoad>> {
-        self.before_load.take()
-    }
-
-    /// Whether the functions must be loaded.
-    pub fn must_load_functions(&self) -> bool {
-        self.checks.contains(StateChecks::COMPARE_FUNCTIONS)
-    }
-
     /// Whether nothing is to be done except loading functions.
     pub fn only_loads_functions(&self) -> bool {
         self.checks.difference(StateChecks::COMPARE_FUNCTIONS).is_empty()
@@ -168,24 +158,9 @@ impl PendingChecks {
         self.checks.insert(checks);
     }
 
-    /// Records that RESET ALL or DISCARD ALL goes to the server.
-    pub fn record_reset(&mut self) {
-        self.resets = true;
-    }
-
-    /// Whether RESET ALL or DISCARD ALL was sent.
-    pub fn resets(&self) -> bool {
-        self.resets
-    }
-
     /// Whether any of these checks is pending.
     pub fn includes(&self, what: StateChecks) -> bool {
         self.checks.intersects(what)
-    }
-
-    /// Whether any parameter may have been set.
-    pub fn includes_any_setting(&self) -> bool {
-        self.checks.contains(StateChecks::ANY_SETTING)
     }
 
     /// Decides whether the answer can end a pin for settings. Only an answer about all settings can: checks

@@ -97,7 +97,7 @@ impl Preparer<'_> {
     /// Prepares `statement` if the server lacks it.
     pub fn ensure(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
         if self.statements.find(statement, self.replies.batch()) == OnServer::Missing {
-            self.prepare(statement, Origin::Prepare, out.build());
+            self.prepare(statement, None, Origin::Prepare, out.build());
         }
     }
 
@@ -105,22 +105,16 @@ impl Preparer<'_> {
     /// would skip the query and wait for a Sync. If the Parse fails, the query's EXECUTE reports the error.
     #[cold]
     pub fn ensure_for_query(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
-        if !self.statements.has(statement) && self.prepare(statement, Origin::TryPrepare, out.build()) {
+        if !self.statements.has(statement) && self.prepare(statement, None, Origin::TryPrepare, out.build()) {
             let _ = self.replies.track(Request::Sync, Origin::Proxy);
             append(out.build(), b'S', |_| {});
         }
     }
 
-    /// Prepares `statement` even if the server has it. `false`: the server skips it.
+    /// Prepares `statement` even if the server has it. `false`: the server skips it. `client_name`: the client
+    /// has just prepared it by this name, and gets the row description that it has now.
     #[cold]
-    pub fn prepare(&mut self, statement: &Arc<Statement>, origin: Origin, out: &mut Vec<u8>) -> bool {
-        self.prepare_as(statement, None, origin, out)
-    }
-
-    /// The same. `client_name`: the client has just prepared it by this name, and gets the row description
-    /// that it has now.
-    #[cold]
-    pub fn prepare_as(
+    pub fn prepare(
         &mut self,
         statement: &Arc<Statement>,
         client_name: Option<&[u8]>,

@@ -94,7 +94,7 @@ impl ClientMessages<'_, '_> {
                 let portal = cstr(&mut body).unwrap_or_default();
                 pending.portal_bound(portal);
                 let runs = Self::text_runs_without_restore(
-                    Ok(self.text_of(cstr(&mut body).unwrap_or_default())),
+                    Ok(self.statements.text(cstr(&mut body).unwrap_or_default()).unwrap_or_default()),
                     pending,
                 );
                 if runs {
@@ -105,7 +105,7 @@ impl ClientMessages<'_, '_> {
             b'D' => {
                 body.first() != Some(&b'S') || {
                     let name = cstr(&mut body.get(1..).unwrap_or_default()).unwrap_or_default();
-                    forbids_restore(self.text_of(name))
+                    forbids_restore(self.statements.text(name).unwrap_or_default())
                 }
             }
             b'E' => pending.skip_portal.as_deref() == cstr(&mut body).ok(),
@@ -121,15 +121,6 @@ impl ClientMessages<'_, '_> {
             pending.repeat_restore();
         }
         runs
-    }
-
-    /// The text of a prepared statement.
-    fn text_of(&self, name: &[u8]) -> &[u8] {
-        let body = match name {
-            b"" => self.statements.unnamed_body(),
-            name => self.statements.get(name).map(|statement| statement.body()),
-        };
-        cstr(&mut body.unwrap_or_default()).unwrap_or_default()
     }
 
     /// Sends the restore that is due. The after-transaction check then asks for the server's settings.

@@ -93,15 +93,10 @@ impl ClientMessages<'_, '_> {
                 self.return_state.ended |= return_point == ReturnPoint::AtEnd;
                 return_point
             }
-            b'F' => {
-                *self.return_state =
-                    ReturnState { pauses: for_transaction || ended, ..ReturnState::default() };
-                if ended { ReturnPoint::Within } else { ReturnPoint::None }
-            }
-            b'S' => {
-                *self.return_state =
-                    ReturnState { pauses: for_transaction || ended, ..ReturnState::default() };
-                ReturnPoint::None
+            b'F' | b'S' => {
+                let pauses = for_transaction || ended;
+                *self.return_state = ReturnState { pauses, ..ReturnState::default() };
+                if ended && tag == b'F' { ReturnPoint::Within } else { ReturnPoint::None }
             }
             _ => ReturnPoint::None,
         };
@@ -122,12 +117,7 @@ impl ClientMessages<'_, '_> {
     fn return_point_of_bound(&self, mut body: &[u8]) -> Result<ReturnPoint, ClientError> {
         cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
-        let bound = match name {
-            b"" => self.statements.unnamed_body(),
-            _ => self.statements.get(name).map(|statement| statement.body()),
-        };
-        let sql = bound.and_then(|mut body| cstr(&mut body).ok());
-        Ok(sql.map_or(ReturnPoint::None, |sql| self.return_point_of(sql)))
+        Ok(self.statements.text(name).map_or(ReturnPoint::None, |sql| self.return_point_of(sql)))
     }
 }
 

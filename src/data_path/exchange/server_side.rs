@@ -362,19 +362,11 @@ impl ServerSide {
     /// returns to the pool.
     #[inline]
     pub fn has_pending_checks(&self, follows: bool) -> bool {
-        !self.checks.is_empty() || self.is_sequence_pin_due() || self.are_channels_unsettled(follows)
-    }
-
-    /// Whether another transaction has run since the server was pinned for `currval`.
-    #[inline]
-    fn is_sequence_pin_due(&self) -> bool {
-        self.sequences.has_sent_text && self.replies.pins().contains(Pins::SEQUENCE_WRITTEN)
-    }
-
-    #[inline]
-    fn are_channels_unsettled(&self, follows: bool) -> bool {
         let NotificationFilter { channels, dropped, .. } = &self.notifications;
-        channels.is_some() && (*dropped > 0 || !self.is_pinned(follows))
+        let channels_unsettled = channels.is_some() && (*dropped > 0 || !self.is_pinned(follows));
+        // Another transaction has run since the server was pinned for `currval`.
+        let pin_due = self.sequences.has_sent_text && self.replies.pins().contains(Pins::SEQUENCE_WRITTEN);
+        !self.checks.is_empty() || pin_due || channels_unsettled
     }
 
     fn error(

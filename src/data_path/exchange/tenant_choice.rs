@@ -179,7 +179,7 @@ impl ClientMessages<'_, '_> {
             false => TenantMention::None,
         });
         if matches!(mention, Ok(TenantMention::Resets)) {
-            self.server.checks.record_reset();
+            self.server.checks.resets = true;
         }
         match (tag, mention) {
             (b'Q', Ok(TenantMention::Sets)) => return Ok(self.choose_tenant(tag)),

@@ -35,16 +35,10 @@ impl ClientMessages<'_, '_> {
     /// Sends a request that uses the unnamed statement.
     pub(super) fn with_unnamed(&mut self, request: Request, bytes: &[u8]) {
         if !self.server.statements.has_unnamed_of(self.statements) {
-            self.send_unnamed();
+            let mut preparer = self.server.preparer(self.under, self.startup);
+            preparer.ensure_unnamed(self.statements, self.out.build());
         }
         self.track(request);
         self.out.pass(bytes);
-    }
-
-    /// Sends the client's unnamed statement to the server.
-    #[cold]
-    fn send_unnamed(&mut self) {
-        let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.ensure_unnamed(self.statements, self.out.build());
     }
 }

@@ -47,11 +47,7 @@ impl ClientSide {
 
     /// The text of a prepared statement.
     pub fn prepared_text(&self, name: &[u8]) -> Option<&[u8]> {
-        let mut body = match name {
-            b"" => self.statements.unnamed_body()?,
-            _ => self.statements.get(name)?.body(),
-        };
-        cstr(&mut body).ok()
+        self.statements.text(name)
     }
 
     /// Sets the roles under which the session's servers log in.

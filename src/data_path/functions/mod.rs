@@ -225,13 +225,9 @@ impl FunctionEffects {
         let found: Vec<_> =
             texts.filter_map(|(text, words_hidden)| effects.find(text, words_hidden)).collect();
         if found.iter().any(|found| self.may_be_changed_by(found.checks)) {
-            self.mark_outdated();
+            self.update(|state| state.generation += 1);
         }
         found
-    }
-
-    fn mark_outdated(&self) {
-        self.update(|state| state.generation += 1);
     }
 
     /// Records that a client reads currval or lastval.

@@ -6,10 +6,11 @@
 //! Source: RFC 5802, section 3; RFC 7677.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use hmac::{Hmac, Mac as _};
 use pgwire::api::auth::sasl::scram::ScramSecret;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+
+use crate::data_path::server::hmac;
 
 /// The parameters of the verifiers that pglobby makes; a mock has the same.
 const MOCK_ITERATIONS: usize = 4096;
@@ -104,13 +105,6 @@ impl Verifier {
         }
         Some(format!("v={}", BASE64_STANDARD.encode(hmac(&self.server_key, &signed))))
     }
-}
-
-fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
-    // HMAC takes keys of every length (RFC 2104); the error exists for other constructions.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
-    mac.update(data);
-    mac.finalize().into_bytes().into()
 }
 
 #[cfg(test)]

@@ -131,15 +131,12 @@ impl Pool {
         session: &Arc<SessionHandle>,
         memory: &Arc<Account>,
     ) -> Result<Subscription, ClientError> {
-        if let Some(subscription) =
-            self.listener.now().and_then(|listener| listener.subscribe(session, memory))
-        {
+        let join = || self.listener.now().and_then(|listener| listener.subscribe(session, memory));
+        if let Some(subscription) = join() {
             return Ok(subscription);
         }
         let _opening = self.listener.opening.lock().await;
-        if let Some(subscription) =
-            self.listener.now().and_then(|listener| listener.subscribe(session, memory))
-        {
+        if let Some(subscription) = join() {
             return Ok(subscription);
         }
         let pool = self.current().ok_or(ClientError::AdminShutdown)?;

@@ -6,9 +6,12 @@ use std::{
 };
 
 use super::{SqlNames, Statement, parse_settings::ParseSettings, shared_statements::SharedStatements};
-use crate::data_path::{
-    memory_limit::{Account, Charge, PIECE_BYTES},
-    session_state::{Settings, side_effects::SideEffects},
+use crate::{
+    data_path::{
+        memory_limit::{Account, Charge, PIECE_BYTES},
+        session_state::{Settings, side_effects::SideEffects},
+    },
+    wire::frame::cstr,
 };
 
 /// Prepared statements of one client.
@@ -112,6 +115,12 @@ impl ClientStatements {
     /// Returns the statement with this name.
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
         self.named.get(name)
+    }
+
+    /// Returns the text of a statement; an empty name is that of the unnamed one.
+    pub fn text(&self, name: &[u8]) -> Option<&[u8]> {
+        let mut body = if name.is_empty() { self.unnamed_body()? } else { self.get(name)?.body() };
+        cstr(&mut body).ok()
     }
 
     pub(in crate::data_path) fn has(&self, id: u64) -> bool {

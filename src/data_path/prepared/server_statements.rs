@@ -229,11 +229,6 @@ impl ServerStatements {
         }
     }
 
-    /// Handles a successful DEALLOCATE.
-    pub fn deallocated(&mut self, statement: &Statement) {
-        self.remove(statement);
-    }
-
     /// Handles a skipped Close: the server still has the statement, if it had it before.
     pub fn not_closed(&mut self, statement: &Arc<Statement>) {
         self.insert(statement, Confirmation::Unknown, 0);

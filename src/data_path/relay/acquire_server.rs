@@ -28,7 +28,7 @@ use crate::{
 
 /// Why the client's next messages wait for pending replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::data_path) enum ReplyWait {
+pub(super) enum ReplyWait {
     /// They do not wait.
     Nothing,
     /// The replies decide what the messages mean.
@@ -39,7 +39,7 @@ pub(in crate::data_path) enum ReplyWait {
 
 /// Whether a session has a server for the client's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::data_path) enum ServerLink {
+pub(super) enum ServerLink {
     /// It has one.
     Linked,
     /// All are busy.
@@ -51,7 +51,7 @@ pub(in crate::data_path) enum ServerLink {
 impl Relay {
     /// Borrows an idle server for the client's message, once enough of the message is here.
     #[inline]
-    pub(in crate::data_path) fn link(&mut self, request: &[u8]) -> Result<ServerLink, Step> {
+    pub(super) fn link(&mut self, request: &[u8]) -> Result<ServerLink, Step> {
         if self.session.side.is_skipping_messages() {
             return Ok(ServerLink::NoRequest);
         }
@@ -73,7 +73,7 @@ impl Relay {
     }
 
     /// Session mode: the session has this server from its login to its end.
-    pub(in crate::data_path) fn engage(&mut self, server: Box<PooledServer>) {
+    pub fn engage(&mut self, server: Box<PooledServer>) {
         self.hold_server(server);
         self.set_pins(Pins::SESSION_MODE);
         // Messages that came with the end of the login go first.
@@ -83,7 +83,7 @@ impl Relay {
         self.session.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
     }
 
-    pub(in crate::data_path) fn hold_server(&mut self, server: Box<PooledServer>) {
+    pub(super) fn hold_server(&mut self, server: Box<PooledServer>) {
         self.session.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         let mut server = server;
         server.side.notifications.client_process_id =
@@ -96,11 +96,7 @@ impl Relay {
 
     /// Goes on with the inbox: sends it to a server if one is idle, and answers messages that need none.
     #[cold]
-    pub(in crate::data_path) fn serve_inbox(
-        &mut self,
-        buffers: &mut Buffers,
-        cx: &mut Context<'_>,
-    ) -> Option<Step> {
+    pub(super) fn serve_inbox(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Option<Step> {
         let mut inbox = std::mem::take(&mut self.session.inbox);
         loop {
             let mut replies = Vec::new();
@@ -138,9 +134,9 @@ impl Relay {
 
     /// Waits for a server and sends it the inbox. Where the wait times out, the request gets an error, and
     /// the session goes on.
-    pub(in crate::data_path) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
+    pub(super) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
         // Rare calls are boxed: this future is moved for each wait.
-        if self.session.switcher.as_ref().is_some_and(|switcher| switcher.is_new())
+        if self.session.switcher.as_ref().is_some_and(|switcher| switcher.is_new)
             && !Box::pin(self.try_settings()).await?
         {
             return Ok(());
@@ -197,7 +193,7 @@ impl Relay {
     /// Another session waits for a server. This one returns its pinned server, if it is between two
     /// transactions and pinned for values of sequences only; `currval` then fails (`exchange/sequences.rs`).
     #[cold]
-    pub(in crate::data_path) fn return_pinned_server(&mut self) -> Option<Step> {
+    pub(super) fn return_pinned_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
         let free = server.side.replies.is_over() && self.held_reply.is_empty();
         if !free || !self.session.side.follows() || !can_return(server.side.replies.pins()) {
@@ -211,7 +207,7 @@ impl Relay {
     }
 
     /// The session is between two transactions and keeps its server, unless a waiting session reclaims it.
-    pub(in crate::data_path) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
+    pub(super) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
         self.session.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
         if self.session.handle.is_notified() {
             self.send_notifications();
@@ -243,11 +239,7 @@ impl Relay {
 
     /// Goes on with the messages that wait for replies, once these are here.
     #[cold]
-    pub(in crate::data_path) fn go_on(
-        &mut self,
-        buffers: &mut Buffers,
-        cx: &mut Context<'_>,
-    ) -> Result<Poll<()>, Step> {
+    pub(super) fn go_on(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
         let answered = self.server.as_mut().is_none_or(|server| match self.reply_wait {
             ReplyWait::Nothing => true,
             ReplyWait::Meaning => !server.side.replies.is_awaited(),
@@ -266,7 +258,7 @@ impl Relay {
 
     /// Resolves when the client leaves or a signal comes, while the session waits for a server. Meanwhile it
     /// sends unsent bytes to the client, and reads from it as long as the inbox is small.
-    pub(in crate::data_path) async fn interrupted(&mut self) -> Result<ClientError, SessionEnd> {
+    pub(super) async fn interrupted(&mut self) -> Result<ClientError, SessionEnd> {
         poll_fn(|cx| {
             if self.session.handle.is_signalled() {
                 let signals = self.session.handle.take_signals();

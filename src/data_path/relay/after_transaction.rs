@@ -25,7 +25,7 @@ use crate::{
 
 impl Relay {
     /// Does the pending checks, and gives the server back if no pin is left.
-    pub(in crate::data_path) async fn after_transaction(&mut self) -> Result<(), SessionEnd> {
+    pub(super) async fn after_transaction(&mut self) -> Result<(), SessionEnd> {
         let settled = self.run_checks().await;
         if settled.is_err()
             && let Some(server) = self.server.as_mut()
@@ -44,11 +44,11 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let mut checks = std::mem::take(&mut server.side.checks);
         let failed = std::mem::take(&mut server.failed);
-        if let Some(switcher) = self.session.switcher.as_mut().filter(|_| checks.resets() && !failed) {
-            switcher.reset();
+        if let Some(switcher) = self.session.switcher.as_mut().filter(|_| checks.resets && !failed) {
+            switcher.resetting = true;
         }
-        let before_load = checks.take_before_load();
-        if (before_load.is_some() || checks.must_load_functions())
+        let before_load = checks.before_load.take();
+        if (before_load.is_some() || checks.includes(StateChecks::COMPARE_FUNCTIONS))
             && checks.only_loads_functions()
             && self.listening.is_none()
         {
@@ -67,7 +67,7 @@ impl Relay {
         let before = server.side.replies.pins();
         let mut pins = server.side.sequences.after_transaction(before, news);
         pins.insert(news);
-        server.side.unknown_settings &= failed || !checks.resets();
+        server.side.unknown_settings &= failed || !checks.resets;
         server.side.unknown_settings |= news.contains(Pins::SETTINGS);
         if pins.contains(Pins::SETTINGS) && checks.decides_on_settings() {
             pins.set(Pins::SETTINGS, server.side.unknown_settings);
@@ -143,7 +143,7 @@ impl Relay {
     /// `pglobby.tenant`: it ends if that is not the tenant it is at.
     async fn check_tenant_parameter(&mut self, checks: &PendingChecks) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.session.switcher.is_none() || !checks.includes_any_setting() {
+        if self.session.switcher.is_none() || !checks.includes(StateChecks::ANY_SETTING) {
             return Ok(());
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";

@@ -28,7 +28,7 @@ pub type SessionTransfer = Box<(ClientSession, SwitchTarget)>;
 
 impl Relay {
     /// Goes on with the pool that has replaced a retired one.
-    pub(in crate::data_path) fn follow_successor(&mut self) -> Result<(), SessionEnd> {
+    pub(super) fn follow_successor(&mut self) -> Result<(), SessionEnd> {
         self.pool = self.pool.current().ok_or(ClientError::AdminShutdown)?;
         self.session.side.set_tenant_access(self.pool.place.clone());
         self.session.side.start_settings.pool_replaced();
@@ -37,16 +37,15 @@ impl Relay {
 
     /// Whether the proxy answers the client's next message, although the session holds a server.
     #[inline]
-    pub(in crate::data_path) fn is_answered_locally(&self) -> bool {
+    pub(super) fn is_answered_locally(&self) -> bool {
         self.session.switcher.as_ref().is_some_and(|switcher| {
-            self.server.is_some()
-                && (switcher.responder.is_in_batch() || self.session.side.is_skipping_rejected())
+            self.server.is_some() && (switcher.responder.in_batch || self.session.side.is_skipping_rejected())
         })
     }
 
     /// Conservative: may return false for messages that only a server can answer.
     #[inline]
-    pub(in crate::data_path) fn needs_server(&self, sent: &[u8]) -> bool {
+    pub(super) fn needs_server(&self, sent: &[u8]) -> bool {
         let passes = |switcher: &TenantSwitcher| {
             !switcher.is_new && switcher.responder.passes(sent, &self.session.side)
         };
@@ -55,13 +54,13 @@ impl Relay {
 
     /// Whether nothing more is read from the client for now.
     #[inline]
-    pub(in crate::data_path) fn holds_back(&self) -> bool {
+    pub(super) fn holds_back(&self) -> bool {
         self.session.switcher.as_ref().is_some_and(|switcher| switcher.wait != SwitchWait::No)
     }
 
     /// Keeps messages that must wait until everything before them is answered.
     #[cold]
-    pub(in crate::data_path) fn hold_back(&mut self, rest: Vec<u8>, waits: SwitchWait) -> Result<(), Step> {
+    pub(super) fn hold_back(&mut self, rest: Vec<u8>, waits: SwitchWait) -> Result<(), Step> {
         self.session.inbox = rest;
         let (proxy, first) = (&self.session.proxy, Some(self.pool.tenant.id));
         let switcher = self
@@ -79,7 +78,7 @@ impl Relay {
     }
 
     /// Whether the switcher has work that cannot be done within a poll.
-    pub(in crate::data_path) fn has_switch_work(&self) -> bool {
+    pub(super) fn has_switch_work(&self) -> bool {
         let Some(switcher) = &self.session.switcher else { return false };
         if self.cancelling.is_some() {
             return false;
@@ -95,7 +94,7 @@ impl Relay {
     /// Answers what the proxy can answer, while the session holds no server. `None`: the inbox is for a
     /// server.
     #[cold]
-    pub(in crate::data_path) fn answer_locally(&mut self, inbox: &mut Vec<u8>) -> Option<Option<Step>> {
+    pub(super) fn answer_locally(&mut self, inbox: &mut Vec<u8>) -> Option<Option<Step>> {
         if self.pool.is_retired()
             && let Err(end) = self.follow_successor()
         {
@@ -131,7 +130,7 @@ impl Relay {
 
     /// Does the switcher's work, and goes on with the inbox. Returns the target if the session changes its
     /// tenant.
-    pub(in crate::data_path) async fn switch_tenant(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
+    pub(super) async fn switch_tenant(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
         if self.pool.is_retired() && self.server.is_none() {
             self.follow_successor()?;
         }
@@ -204,7 +203,7 @@ impl Relay {
                 LocalStep::Ended => {}
                 LocalStep::Waits | LocalStep::Server => {
                     if next == LocalStep::Server && self.server.is_some() {
-                        switcher.responder.leave_batch();
+                        switcher.responder.in_batch = false;
                     }
                     self.session.unsent.push(&replies);
                     return Ok(None);
@@ -264,7 +263,7 @@ impl Relay {
 
     /// Before the first statement at a new tenant: tries the session's settings on a server of that tenant,
     /// unless they are known to work. `false`: the statement has been refused.
-    pub(in crate::data_path) async fn try_settings(&mut self) -> Result<bool, SessionEnd> {
+    pub(super) async fn try_settings(&mut self) -> Result<bool, SessionEnd> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
             self.session.side.set_tenant_access(pool.place.clone());
             self.pool = pool;
@@ -295,7 +294,7 @@ impl Relay {
     }
 
     /// Answers the request at the front of the inbox with an error, and skips it.
-    pub(in crate::data_path) fn refuse_request(&mut self, client_error: &ClientError) {
+    pub(super) fn refuse_request(&mut self, client_error: &ClientError) {
         let status = self.session.switcher.as_mut().map_or(b'I', |switcher| switcher.responder.failed());
         self.session.side.skip_request(status);
         let mut replies = Vec::new();
@@ -304,7 +303,7 @@ impl Relay {
     }
 
     /// Takes the session from its pool. Its server is cleaned or closed in a task of its own.
-    pub(in crate::data_path) fn into_transfer(mut self: Box<Self>, target: SwitchTarget) -> SessionTransfer {
+    pub(super) fn into_transfer(mut self: Box<Self>, target: SwitchTarget) -> SessionTransfer {
         self.session.side.take_held(&mut self.session.inbox);
         // Notifications of the old tenant's channels are not for the new one.
         drop(self.session.handle.take_notifications());
@@ -323,11 +322,7 @@ impl Relay {
 
 /// Serves a session to its end, at one tenant after the other. Runs on the worker of the present tenant; `at`
 /// is its number, `None` without a tenant.
-pub(in crate::data_path) async fn run_session(
-    mut next: SessionTransfer,
-    permit: ConnectionPermit,
-    at: Option<usize>,
-) {
+pub async fn run_session(mut next: SessionTransfer, permit: ConnectionPermit, at: Option<usize>) {
     loop {
         let (mut session, target) = *next;
         let worker = match &target {

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Serves the client until it chooses a tenant, or leaves.
-pub(in crate::data_path) async fn run(mut session: ClientSession) -> Option<SessionTransfer> {
+pub(super) async fn run(mut session: ClientSession) -> Option<SessionTransfer> {
     let mut switcher = session.switcher.take()?;
     poll_fn(|cx| {
         session.handle.wake_with(cx.waker());
@@ -125,7 +125,7 @@ impl ClientSession {
 
 /// The ParameterStatus of a session without a server: PostgreSQL's defaults, with what the client asked for.
 /// Values of the tenant's servers that differ are reported before its first reply.
-pub(in crate::data_path) fn startup_status(
+pub fn startup_status(
     asked: &Settings,
     login: &str,
     server_version: Option<&str>,

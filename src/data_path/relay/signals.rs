@@ -8,7 +8,7 @@ use super::{Relay, Step};
 impl Relay {
     /// Takes signals, and looks whether a cancel under way has settled.
     #[cold]
-    pub(in crate::data_path) fn take_signals(&mut self, cx: &mut Context<'_>) -> Option<Step> {
+    pub(super) fn take_signals(&mut self, cx: &mut Context<'_>) -> Option<Step> {
         if let Some(cancelling) = self.cancelling.as_mut()
             && Pin::new(cancelling).poll(cx).is_ready()
         {

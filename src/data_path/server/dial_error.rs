@@ -273,11 +273,6 @@ impl DialCause {
     /// Whether any tenant would have failed, where the server had not asked for authentication yet.
     fn is_of_host(&self) -> bool {
         match self {
-            Self::Unreachable(_)
-            | Self::Unresolved(_)
-            | Self::TimedOut(_)
-            | Self::Tls(_)
-            | Self::Protocol(_) => true,
             // Resources (a role's limit comes later), shutdowns and restarts. A rule of pg_hba.conf may be
             // for one role.
             Self::Refused(error) => {
@@ -285,6 +280,7 @@ impl DialCause {
             }
             Self::WrongIdentity { .. } => false,
             Self::BothWays { first, then } => first.is_of_host() && then.is_of_host(),
+            _ => true,
         }
     }
 

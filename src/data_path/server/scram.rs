@@ -205,7 +205,8 @@ fn salted(password: &SecretString, salt: &[u8], iterations: u32) -> Salted {
     Zeroizing::new(pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(bytes, salt, iterations))
 }
 
-fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
+/// HMAC-SHA-256.
+pub(in crate::data_path) fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
     // Unreachable: HMAC takes keys of any length (RFC 2104).
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
     mac.update(data);

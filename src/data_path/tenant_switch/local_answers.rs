@@ -45,7 +45,7 @@ pub struct LocalResponder {
     /// That transaction has failed; only its end is accepted.
     failed: bool,
     /// Messages of a batch were answered here, and its Sync has not arrived yet.
-    pub(super) in_batch: bool,
+    pub in_batch: bool,
     pub(super) portals: HashMap<Box<[u8]>, Portal>,
     /// The form of the choice that waits for its decision.
     choosing: Option<(Form, Protocol)>,
@@ -115,16 +115,6 @@ impl LocalResponder {
             && !self.in_batch
             && self.choosing.is_none()
             && self.portals.is_empty()
-    }
-
-    /// A server answers the rest of the batch.
-    pub fn leave_batch(&mut self) {
-        self.in_batch = false;
-    }
-
-    /// Whether messages of a batch were answered here, so that its rest is answered here too.
-    pub fn is_in_batch(&self) -> bool {
-        self.in_batch
     }
 
     /// Whether a server has to answer the first message. Cheap and conservative: may return `false` for such

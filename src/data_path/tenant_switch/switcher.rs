@@ -34,7 +34,7 @@ pub struct TenantSwitcher {
     /// The session is at another tenant for one transaction.
     for_transaction: bool,
     /// RESET ALL or DISCARD ALL was run: the session returns to its first tenant.
-    resetting: bool,
+    pub resetting: bool,
     /// Why the messages in the inbox wait for the replies to earlier ones.
     pub(in crate::data_path) wait: SwitchWait,
     /// A request that waits for its decision.
@@ -120,11 +120,6 @@ impl TenantSwitcher {
             && self.responder.is_clear()
     }
 
-    /// Whether the session's settings have not been checked at this tenant's servers yet.
-    pub fn is_new(&self) -> bool {
-        self.is_new
-    }
-
     /// The session has moved to another tenant.
     pub fn arrive(&mut self) {
         (self.wait, self.is_new) = (SwitchWait::No, true);
@@ -137,11 +132,6 @@ impl TenantSwitcher {
             () if self.chosen == self.first => CurrentTenant::First,
             () => CurrentTenant::Chosen,
         }
-    }
-
-    /// Notes that RESET ALL or DISCARD ALL was run.
-    pub fn reset(&mut self) {
-        self.resetting = true;
     }
 
     /// Whether the session must leave its tenant now that no transaction is open.
