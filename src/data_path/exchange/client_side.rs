@@ -71,8 +71,7 @@ pub struct SessionRules {
     pub current_tenant: CurrentTenant,
     /// The roles under which its servers run.
     pub identity: Identity,
-    /// Some statements of the session must not reach a server: a Bind is received whole if it is short
-    /// enough.
+    /// Some statements of the session must not reach a server: a Bind is received whole if it is short.
     pub sees_binds: bool,
     /// The pool's shared statements.
     pub shared_statements: Arc<SharedStatements>,
@@ -108,8 +107,7 @@ pub enum Flow {
     Continues,
     /// The client sent Terminate.
     Terminated,
-    /// The first message of these bytes chooses the tenant. They were not passed on, and wait until all
-    /// replies have arrived.
+    /// The first message of these bytes chooses the tenant. They wait for all pending replies.
     ChoosesTenant(Vec<u8>),
     /// The last message may return the session to another tenant: these bytes wait for its reply.
     Pauses(Vec<u8>),
@@ -120,8 +118,7 @@ pub enum Flow {
 }
 
 impl ClientSide {
-    /// A session that has just logged in. `first_serial` is unique in the process, with 32 bits of room above
-    /// it.
+    /// A session that begins. `first_serial` is unique in the process, with 32 bits of room above it.
     pub fn new(rules: SessionRules, wanted: Arc<Settings>, first_serial: u64) -> Self {
         Self {
             framer: Framer::default(),

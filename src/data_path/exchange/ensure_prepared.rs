@@ -71,9 +71,8 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// The statement of a client's Parse: shared with all sessions that have the same settings. If the
-    /// transaction has changed settings, the session gets its own statement and the server is asked for its
-    /// settings.
+    /// The statement of a client's Parse: shared with all sessions that have the same settings. Where the
+    /// transaction has changed settings, it gets its own statement and the server is asked for its settings.
     pub(super) fn new_statement(
         &mut self,
         body: &[u8],
@@ -91,8 +90,7 @@ impl ClientMessages<'_, '_> {
         self.rules.shared_statements.own(body, &under, side_effects, sql_names)
     }
 
-    /// The settings under which the next text is parsed. If they are unknown, the server is asked for them
-    /// first.
+    /// The settings under which the next text is parsed. If they are unknown, the server is asked first.
     #[cold]
     pub(super) fn settings_now(&mut self, origin: Origin) -> Arc<ParseSettings> {
         let Preparer { replies, context, .. } = self.server.preparer(self.under, self.startup);

@@ -17,15 +17,13 @@ use crate::{
     error::{ClientError, Limit, RequestError},
 };
 
-/// Most bytes of texts and names with pending replies, and most bytes that the proxy adds to a client's
-/// messages.
+/// Most bytes of texts and names with pending replies, and most that the proxy adds to a client's messages.
 const UNANSWERED_BYTES_MAX: usize = 1 << 20;
 
 /// Startup parameters up to this many bytes are not charged.
 const STARTUP_BYTES_UNCOUNTED: usize = 1024;
 
-/// The memory charge for startup parameters: the proxy keeps them twice, once as requested and once as
-/// reported.
+/// The memory charge for startup parameters: the proxy keeps them twice, as requested and as reported.
 pub fn startup_charge(startup: &Settings, memory: &Arc<Account>) -> Result<Charge, ClientError> {
     let mut charge = Charge::default();
     let bytes = startup.bytes();

@@ -85,8 +85,7 @@ impl PendingChecks {
         self.checks.is_empty() && self.pins.is_empty() && !self.resets && self.before_load.is_none()
     }
 
-    /// Records the side effects of a text that goes to the server. `alone`: it runs in a transaction of its
-    /// own.
+    /// Records the effects of a text that goes to the server. `alone`: it runs in a transaction of its own.
     #[inline]
     pub fn record(&mut self, side_effects: &SideEffects, alone: bool) {
         let checks = side_effects.checks.difference(StateChecks::LOCAL_SETTINGS);
@@ -183,8 +182,7 @@ impl PendingChecks {
         !self.checks.difference(unasked).is_empty()
     }
 
-    /// The state after a successful driver reset, without asking the server. `None` if other checks are
-    /// pending.
+    /// The state after a successful driver reset, without a query. `None` if other checks are pending.
     pub fn after_driver_reset(&self, wanted: &Settings, startup: &Settings) -> Option<CheckedState> {
         match self.driver_reset? {
             DriverReset::KeepsSettings => {
@@ -236,8 +234,7 @@ impl PendingChecks {
         self.changes_parsing
     }
 
-    /// Records a shared statement. It must not stay shared if functions have changed settings before its
-    /// Parse.
+    /// Records a shared statement. It is unshared if functions have changed settings before its Parse.
     #[inline]
     pub fn prepares(&mut self, statement: &Arc<Statement>) {
         if self.before_load.is_some() && statement.has_fixed_meaning {
@@ -257,9 +254,8 @@ impl PendingChecks {
         self.parsed.push(under.clone());
     }
 
-    /// Fills in the recorded parse settings: `before` and `left` are the settings before and after the
-    /// transaction. The lexer's settings are those of `before`, because PostgreSQL scans a text before it
-    /// runs any of it.
+    /// Fills in the recorded parse settings: `before` and `left` are those before and after the transaction.
+    /// The lexer's settings are those of `before`, because PostgreSQL scans a text before it runs any of it.
     pub fn set_parsed_settings(&self, before: &Settings, left: &Settings) {
         if self.parsed.is_empty() {
             return;
@@ -367,8 +363,7 @@ impl PendingChecks {
         (without_long_values(&parts.join(" UNION ALL "), max.value_bytes), array_literal(names.into_iter()))
     }
 
-    /// Reads the answer: sets `pins` and returns the settings. Reset parameters of `startup` are wanted
-    /// again.
+    /// Reads the answer: sets `pins` and returns the settings. Reset ones of `startup` are wanted again.
     pub fn answered(
         &self,
         rows: &[Vec<Option<Vec<u8>>>],
@@ -449,8 +444,7 @@ const HAS_OTHER_USER: &str = "(SELECT usesysid FROM pg_catalog.pg_stat_get_activ
 const HAS_SUPERUSER_SETTING: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source = 'session' AND context = 'superuser') \
      AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user)";
 
-/// Marks settings with unknown names among a server's settings. No session has it, so RESET ALL comes
-/// before the next use.
+/// Marks settings with unknown names among a server's settings. RESET ALL comes before the next use.
 const UNKNOWN_SETTINGS: &str = "pglobby.unnamed";
 
 /// Replaces rows of more than `bytes_max` bytes by an `l` row.

@@ -34,8 +34,7 @@ pub(super) struct Preparer<'s> {
 }
 
 impl ServerSide {
-    /// The parts that prepare a statement. `under` are the session's settings at the beginning of the
-    /// transaction.
+    /// What prepares a statement. `under` are the session's settings at the beginning of the transaction.
     #[inline]
     pub(super) fn preparer<'s>(
         &'s mut self,

@@ -23,8 +23,7 @@ use crate::{
 };
 
 /// Sets each $1 that has been reset to $2, with $3 for this transaction only. A parameter whose RESET failed
-/// or was rolled back is left alone. A parameter that pg_settings does not list counts as reset if it is
-/// empty.
+/// or was rolled back is left alone. One that pg_settings does not list counts as reset if it is empty.
 const RESTORE: &[u8] = b"SELECT pg_catalog.set_config(n, v, l) FROM ROWS FROM (pg_catalog.unnest($1::text[]), \
         pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::boolean[])) AS given (n, v, l) \
       WHERE coalesce((SELECT source <> 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n), \

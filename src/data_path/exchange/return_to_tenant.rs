@@ -30,8 +30,7 @@ pub enum ReturnPoint {
     None,
     /// At its end.
     AtEnd,
-    /// Before its end: its last statements would still run here. Or it begins the next transaction at once
-    /// (AND CHAIN).
+    /// Before its end: its last statements would still run here. Or it is AND CHAIN.
     Within,
 }
 
@@ -60,8 +59,7 @@ impl ReturnPoint {
 /// What the messages so far mean for the next ones.
 #[derive(Debug, Default)]
 pub(super) struct ReturnState {
-    /// This batch returns the session: the rest of it must not run. A query or a function call ends the
-    /// batch.
+    /// This batch returns the session: the rest of it must not run. A query or function call ends the batch.
     ended: bool,
     /// Bytes after this message wait for its reply.
     pub pauses: bool,
@@ -70,8 +68,7 @@ pub(super) struct ReturnState {
 }
 
 impl ClientMessages<'_, '_> {
-    /// Checks a message of a session that is not with its first tenant. `false`: the message has been
-    /// rejected.
+    /// Checks a message of a session that is not with its first tenant. `false`: it has been rejected.
     #[cold]
     pub(super) fn may_run(&mut self, tag: u8, bytes: &[u8], whole: bool) -> Result<bool, ClientError> {
         let for_transaction = self.rules.current_tenant == CurrentTenant::ForTransaction;

@@ -36,8 +36,7 @@ use crate::{
 /// The longest ErrorResponse or ParameterStatus that is received whole. PostgreSQL's stay below 30 000 bytes.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest description of a statement: 65 535 parameter types. PostgreSQL's 1 664 columns with names of
-/// 63 bytes take less.
+/// The longest description of a statement: 65 535 parameter types. 1 664 columns take less.
 const DESCRIPTION_BYTES_MAX: usize = 256 * 1024 + 16;
 
 /// Length of a DataRow with one column of one byte.
@@ -65,8 +64,7 @@ pub struct ServerSide {
     pub notifications: NotificationFilter,
     /// The portal that was bound last, if its text has PREPARE or DEALLOCATE.
     pub bound_portal: Option<(Box<[u8]>, PrepareEffects)>,
-    /// The error of a statement that could not be prepared here. The client gets it in place of "does not
-    /// exist".
+    /// The error of a statement that could not be prepared here. The client gets it for "does not exist".
     prepare_error: Option<Vec<u8>>,
     /// Reads the row description that the server is sending.
     pub(super) description: DescriptionReader,
@@ -134,8 +132,7 @@ impl ServerSide {
         }
     }
 
-    /// Whether a message of the server has arrived in part. Nothing may be written to the client between its
-    /// parts.
+    /// Whether a message has arrived in part. Nothing may be written to the client between its parts.
     pub fn mid_message(&self) -> bool {
         self.framer.mid_message()
     }

@@ -142,8 +142,7 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// Rejects a message: the server gets an invalid one in its place, and the client gets the proxy's error
-    /// for it.
+    /// Rejects a message: the server gets an invalid one, and the client gets the proxy's error for it.
     #[cold]
     pub(super) fn reject(&mut self, tag: u8, reason: impl Into<RequestError>) {
         let request_error = reason.into();

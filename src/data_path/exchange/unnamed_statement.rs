@@ -7,8 +7,7 @@ use super::{
 use crate::data_path::session_state::{pins::Pins, state_query::StateChecks};
 
 impl ClientMessages<'_, '_> {
-    /// Tracks a request that replaces or closes the unnamed statement. Returns `false` if the server skips
-    /// it.
+    /// Tracks a request that replaces or closes the unnamed statement. `false`: the server skips it.
     #[inline(always)]
     pub(super) fn track_unnamed(&mut self, request: Request) -> bool {
         if self.server.replies.pins().contains(Pins::UNSTORED_UNNAMED) {

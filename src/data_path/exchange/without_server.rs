@@ -60,8 +60,7 @@ impl ClientSide {
         self.rules.current_tenant = current_tenant;
     }
 
-    /// Moves the session to another tenant's servers. Its statements become that tenant's and get new names
-    /// on servers.
+    /// Moves the session to another tenant's servers. Its statements get new names there.
     pub fn move_to(
         &mut self,
         tenant_access: Option<Arc<TenantAccess>>,

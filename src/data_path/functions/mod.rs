@@ -134,8 +134,7 @@ pub(in crate::data_path) struct Loading<'a> {
     generation: u64,
     /// Fingerprint at the last load; empty if none.
     pub fingerprint: String,
-    /// Counters at the last check: if the server still has these, nothing changed. Empty if they must not be
-    /// trusted.
+    /// Counters at the last check: if the server still has these, nothing changed. Empty: not to be trusted.
     pub counts: String,
 }
 
@@ -172,8 +171,7 @@ impl FunctionEffects {
     }
 
     /// Returns whether a text with these checks may change function effects. Where no function has side
-    /// effects, objects that call functions have none either, so migrations of tables and views are not
-    /// slowed down.
+    /// effects, objects that call functions have none either, so migrations of tables and views stay fast.
     #[inline]
     pub fn may_be_changed_by(&self, checks: StateChecks) -> bool {
         checks.contains(StateChecks::FUNCTIONS) || checks.contains(StateChecks::CALLERS) && !self.is_plain()
@@ -241,8 +239,7 @@ impl FunctionEffects {
         self.sequences.load(Ordering::Relaxed)
     }
 
-    /// Marks the effects as changing until the guard is dropped. Called before a text that may change
-    /// functions.
+    /// Marks the effects as changing until the guard is dropped. Called before a text that may change them.
     pub fn begin_change(self: &Arc<Self>) -> FunctionsChanging {
         self.update(|state| state.changes += 1);
         FunctionsChanging(self.clone())

@@ -19,14 +19,12 @@ use tokio::sync::Notify;
 
 use crate::{config::Limits, data_path::lock::locked, error::ClientError};
 
-/// Memory of a connection that has sent nothing or waits for its login turn: its task, its socket and its
-/// entry here.
+/// Memory of a connection that has sent nothing or waits for its login turn: its task, socket and entry here.
 const WAITING_BYTES: usize = 4 << 10;
 /// Memory that a login may need in addition: a startup packet, a SASL response, look-ups, the state of TLS.
 const LOGIN_BYTES: usize = 60 << 10;
 
-/// The unit by which clients are limited: an IPv4 address, or a /64 network of IPv6, because one client may
-/// own all of it.
+/// The unit by which clients are limited: an IPv4 address, or a /64 network of IPv6 (one client may own it).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientNetwork(Option<IpAddr>);
 
@@ -105,8 +103,7 @@ impl Drop for Rejected {
 }
 
 impl Held {
-    /// Adds a connection. `None`: its origin is at its limit, or there is no room and no other origin has
-    /// more connections.
+    /// Adds a connection. `None`: its origin is at its limit, or no other one has more and there is no room.
     fn enter(&mut self, origin: ClientNetwork, limits: &Limits) -> Option<(u64, Arc<Notify>)> {
         let own = self.by_origin.get(&origin).map_or(0, BTreeMap::len);
         if own >= limits.max_unauthenticated_per_address {
@@ -176,8 +173,7 @@ impl ConnectionLimits {
         Some(ConnectionPermit { clients: self.clone(), peer, number, leave, is_session, changes })
     }
 
-    /// Counts a connection that is to be closed with an error. `None`: too many are, so it is closed without
-    /// one.
+    /// Counts a connection that is to be closed with an error. `None`: too many are, it is closed without.
     pub fn reject(self: &Arc<Self>, limits: &Limits) -> Option<Rejected> {
         let counted = Rejected(self.clone());
         let others = self.rejected.fetch_add(1, Ordering::AcqRel);
@@ -215,8 +211,7 @@ impl ConnectionLimits {
 }
 
 impl ConnectionPermit {
-    /// Whether the directory has changed since the client was accepted. Later changes reach a registered
-    /// session.
+    /// Whether the directory has changed since it was accepted. Later changes reach a registered session.
     pub fn has_missed_changes(&self) -> bool {
         self.changes != self.clients.changes.load(Ordering::Acquire)
     }

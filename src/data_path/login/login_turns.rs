@@ -15,8 +15,7 @@ use super::connection_limits::ClientNetwork;
 
 use crate::data_path::lock::locked;
 
-/// The longest turn. A login over a local network takes a few milliseconds; a longer one goes on without a
-/// turn.
+/// The longest turn. A login over a local network takes a few milliseconds; a longer one goes on without.
 const TURN: Duration = Duration::from_millis(100);
 
 /// A queue that serves its keys in turn, and the items of a key in their order.

@@ -120,8 +120,7 @@ mod tests {
         Verifier::read(&text).unwrap()
     }
 
-    /// The three messages of an exchange between a client with `password` and the verifier, and pgwire's
-    /// server-final-message.
+    /// The messages of an exchange of a client with `password`, and pgwire's server-final-message.
     fn exchange(verifier: &Verifier, password: &str) -> ([Vec<u8>; 3], Option<String>) {
         let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
         let first = client.message().to_vec();

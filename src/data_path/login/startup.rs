@@ -37,8 +37,7 @@ const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 
-/// Requests for encryption that a client may send before its startup packet: one of each kind, and one to
-/// spare.
+/// Requests for encryption that a client may send before its startup packet: one of each, and one to spare.
 const REQUESTS_MAX: usize = 3;
 
 /// How clients may encrypt their connections.

@@ -221,8 +221,7 @@ impl Hints {
     }
 
     /// Returns the name of the tenant in the hints; `None` if they name none. `split`: the user name is
-    /// `<login>@<tenant>`. `exists` returns whether a tenant has that name. Errors:
-    /// [`ClientError::ContradictingTenants`].
+    /// `<login>@<tenant>`. `exists`: a tenant has that name. Errors: [`ClientError::ContradictingTenants`].
     pub fn tenant(&self, split: bool, exists: impl Fn(&str) -> bool) -> Result<Option<String>, ClientError> {
         let login =
             if split { self.split_user().map_or(&*self.user, |(login, _)| login) } else { &self.user };

@@ -76,8 +76,7 @@ impl Connector {
         self.opening() < locked(&self.backoff).at_a_time(Instant::now())
     }
 
-    /// Whether the host is full (`error`) while other servers of the proxy are open there, of which one may
-    /// come free.
+    /// Whether the host is full (`error`) of servers of the proxy, of which one may come free.
     pub fn is_full_of_ours(&self, error: &DialError) -> bool {
         error.is_host_full() && self.budget.live() > 1
     }
@@ -142,8 +141,7 @@ impl Connector {
         client_error
     }
 
-    /// An attempt failed for a reason that concerns no other tenant. Returns whether it is to be logged as a
-    /// warning.
+    /// An attempt failed for a reason that concerns no other tenant. Returns whether to log a warning.
     pub fn failed_for_tenant(&self, attempt: Attempt, reason: &ClientError) -> bool {
         locked(&self.backoff).failed(attempt, reason, Instant::now(), rand::random())
     }
@@ -159,8 +157,7 @@ impl Connector {
         }
     }
 
-    /// As [`Self::connect`]. Where the host takes no more connections, closes idle servers of other pools,
-    /// and tries again.
+    /// As [`Self::connect`]. Where the host is full, closes idle servers of other pools, and tries again.
     pub async fn connect_making_room(
         &self,
         pool: &Arc<Pool>,

@@ -176,8 +176,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// An idle server, if there is one; then no session waits. Dropping it closes it; only
-    /// [`Pool::give_back`] returns it.
+    /// An idle server, if there is one. Dropping it closes it; only [`Pool::give_back`] returns it.
     #[inline]
     pub fn try_borrow(&self) -> Option<Box<PooledServer>> {
         while let Some(server) = self.queue.take_idle() {
@@ -188,8 +187,7 @@ impl Pool {
         None
     }
 
-    /// The server that has been idle for longest; [`Pool::try_borrow`] lends the one that was given back
-    /// last.
+    /// The server that is idle for longest; [`Pool::try_borrow`] lends the one that was given back last.
     pub(super) fn take_longest_idle(&self) -> Option<Box<PooledServer>> {
         let mut idle: Vec<_> = std::iter::from_fn(|| self.try_borrow()).collect();
         let longest = idle.pop();
@@ -222,8 +220,7 @@ impl Pool {
         borrowed
     }
 
-    /// Returns a clean server. It is closed if it is not reusable, too old, or if another pool needs its
-    /// permit.
+    /// Returns a server. It is closed if it is not reusable, too old, or if another pool needs its permit.
     #[inline]
     pub fn give_back(&self, mut server: Box<PooledServer>) {
         server.listed.returned(server.side.statements.len());
@@ -243,8 +240,7 @@ impl Pool {
         self.put(server);
     }
 
-    /// Hands a server to the session that has waited longest, or makes it idle; closes it if the pool is
-    /// paused or retired.
+    /// Hands a server to the longest waiter, or makes it idle; closes it if the pool is paused or retired.
     #[inline]
     pub(super) fn put(&self, server: Box<PooledServer>) {
         drop(self.queue.put(server));

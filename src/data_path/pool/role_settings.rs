@@ -48,8 +48,7 @@ impl RoleStart {
         }
     }
 
-    /// Whether the role has other settings than it was created with. Removes from the rows the columns for
-    /// this question.
+    /// Whether the role has other settings than it was created with. Removes the columns about that.
     fn unlike_made(&self, rows: &mut [Row]) -> Option<IdentityTrouble> {
         let (mut others, mut is_made) = (Vec::new(), false);
         for row in rows {
@@ -116,8 +115,7 @@ impl Pool {
         Ok(false)
     }
 
-    /// Has the control path repair a role or database that is not as it was created. `true`: the pool was
-    /// replaced.
+    /// Has the control path repair a role or database that has changed. `true`: the pool was replaced.
     pub(super) async fn repair_role(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
         match self.all_pools() {
             Some(pools) => pools.repair_role(self, trouble).await,
@@ -125,8 +123,7 @@ impl Pool {
         }
     }
 
-    /// The same for a server that was lost, or refused a query of ours, at its start: settings of the role
-    /// may be the cause.
+    /// The same for a server that was lost, or refused a query, at its start: the role's settings may be why.
     pub(super) async fn repair_role_after(self: &Arc<Self>, error: &AskError) -> bool {
         let said = format!("a session of role {:?} was lost at its start: {error}", self.role_start.role);
         self.repair_role(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
@@ -141,9 +138,8 @@ const ABOUT_US: &str = "pg_catalog.pg_db_role_setting AS s WHERE \
     s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
     AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))";
 
-/// The catalog's rows, with `xmin`: an updated row differs. Two further columns: the names of settings that
-/// the role was not created with ($1 is the one that it may have been created with), and whether it has that
-/// one.
+/// The catalog's rows, with `xmin`: an updated row differs. Two more columns: the names of settings that the
+/// role was not created with ($1 is the one that it may have been created with), and whether it has that one.
 fn written() -> String {
     format!(
         "SELECT s.setdatabase, s.setrole, s.xmin, s.setconfig, \
@@ -154,8 +150,7 @@ fn written() -> String {
     )
 }
 
-/// `(name, value, built-in value, whether it is in the catalog)`, without parameters that only a superuser
-/// may set.
+/// `(name, value, built-in value, is in the catalog)`, without parameters that only a superuser may set.
 fn values() -> String {
     format!(
         "WITH named AS (SELECT DISTINCT pg_catalog.lower(pg_catalog.split_part(entry, '=', 1)) AS name \

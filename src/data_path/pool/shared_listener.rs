@@ -36,8 +36,7 @@ use crate::{
     wire::message::{append, append_cstr},
 };
 
-/// The shared listener of a (tenant, access), if there is one. A pool shares it with the pools that replace
-/// it.
+/// The shared listener of a (tenant, access), if there is one. Pools share it with those that replace them.
 #[derive(Debug, Default)]
 pub struct ListenerSlot {
     current: Mutex<Option<Arc<SharedListener>>>,
@@ -264,8 +263,7 @@ impl SharedListener {
         true
     }
 
-    /// The task has ended: fails what waits for it, and ends the subscribed sessions between two
-    /// transactions.
+    /// The task has ended: fails what waits, and ends the subscribed sessions between two transactions.
     pub(super) fn ended(&self, reason: &ClientError) {
         let mut state = locked(&self.state);
         state.ended.get_or_insert(reason.clone());
@@ -360,8 +358,7 @@ impl Subscription {
         &self.listener.encoding
     }
 
-    /// Prepares to get these channels, and only these, from a mark on. After an error the subscription is as
-    /// before.
+    /// Prepares to get these channels, and only these, from a mark on. On an error it is as before.
     pub async fn prepare(&self, channels: Arc<Channels>) -> Result<Handover, ListenerLost> {
         let mark = format!("{:032x}", rand::random::<u128>());
         let (answer, done) = {
@@ -389,8 +386,7 @@ impl Subscription {
         }
     }
 
-    /// Returns when all earlier notifications have been received: a server sends them before it answers a
-    /// query.
+    /// Returns when all earlier notifications are here: a server sends them before it answers a query.
     pub async fn caught_up(&self) -> Result<(), ListenerLost> {
         let answer = {
             let mut state = locked(&self.listener.state);

@@ -133,8 +133,7 @@ impl Known {
         self.kept.push_front((asked, status));
     }
 
-    /// Notes reports of parameters that no session has set. Returns whether they contradict the cache, which
-    /// is cleared then.
+    /// Notes reports of parameters that no session has set. `true`: the cache was wrong and is cleared.
     fn note_reported(&mut self, server: &Server) -> bool {
         let side = &server.side;
         let is_set = |name: &str| {
@@ -182,8 +181,7 @@ impl StatusCache {
         locked(&self.known).base.as_ref().and_then(|(base, _)| base.text("server_version").map(Into::into))
     }
 
-    /// Counts reports that contradicted the cache. A server that has been idle since may have changes that it
-    /// has not reported.
+    /// Counts reports that contradicted the cache. A server that is idle since may have others.
     #[inline]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
@@ -235,9 +233,8 @@ impl Pool {
         }
     }
 
-    /// The status for a client with these startup parameters. Waits for a server only where the cache has
-    /// none. Errors: as [`Pool::borrow`]; [`ClientError::Server`] with the server's own words for a
-    /// parameter it refuses.
+    /// The status for a client with these startup parameters. Waits only where the cache has none. Errors: as
+    /// [`Pool::borrow`]; [`ClientError::Server`] with the server's own words for a parameter it refuses.
     pub async fn startup_status(
         self: &Arc<Self>,
         asked: Settings,

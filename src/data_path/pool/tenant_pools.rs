@@ -42,8 +42,7 @@ use crate::{
 pub type BeforeFirstPool =
     Arc<dyn Fn(Arc<Tenant>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
-/// Reads a tenant's row again, after a change that is under way, for a pool whose credentials the host
-/// rejects.
+/// Reads a tenant's row again, after a change that is under way, for a pool whose host rejects it.
 pub type TenantLookup =
     Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = Option<Arc<Tenant>>> + Send>> + Send + Sync>;
 
@@ -339,8 +338,7 @@ impl TenantPools {
         }
     }
 
-    /// Another part of the process was refused a connection to a host that is full: closes idle servers
-    /// there.
+    /// Another part of the process was refused a connection to a full host: closes idle servers there.
     pub fn make_room(&self, host: &str) {
         let budget = locked(&self.budgets).get(host).cloned();
         if let Some(budget) = budget {

@@ -27,8 +27,7 @@ use deadpool::unmanaged;
 use super::{Pool, PooledServer, connect_backoff::ERROR_WITHIN};
 use crate::{data_path::lock::locked, error::ClientError};
 
-/// How often the watching task looks at deadlines and at pinned sessions. Coarse, so that a wait costs no
-/// timer.
+/// How often the watching task looks at deadlines and at pinned sessions. So a wait costs no timer.
 const WATCH_EVERY: Duration = Duration::from_millis(25);
 /// After this wait, a pinned session is asked to return its server at its next transaction boundary.
 const LONG_WAIT: Duration = Duration::from_millis(100);
@@ -40,8 +39,7 @@ pub struct WaitQueue<S> {
     idle: unmanaged::Pool<S>,
     state: Mutex<State<S>>,
     /// Length of the queue; written under the lock. Sequentially consistent, as the counts of servers open
-    /// and being opened: if an attempt ends while a session begins to wait, at least one of the two sees the
-    /// other.
+    /// and being opened: if an attempt ends while a session begins to wait, one of the two sees the other.
     waiting: AtomicUsize,
     /// Copy of `state.paused`; written under the lock.
     paused: AtomicBool,
@@ -149,8 +147,7 @@ impl<S> WaitQueue<S> {
         }
     }
 
-    /// Takes an idle server, or else a place in the queue: the first one if the session's turn had come
-    /// already (`first`).
+    /// Takes an idle server, or a place in the queue, the first one if its turn had come (`first`).
     fn enter(&self, since: Instant, wait_max: Duration, waker: &Waker, first: bool) -> Entered<S> {
         let mut state = locked(&self.state);
         if state.closed {
@@ -274,8 +271,7 @@ impl<S> WaitQueue<S> {
     }
 }
 
-/// A session's wait for a server. Dropping it leaves the queue; a server that was handed over already goes
-/// back.
+/// A session's wait for a server. Dropping it leaves the queue; a server handed over already goes back.
 #[derive(Debug)]
 pub(super) struct ServerWait<'p> {
     pool: &'p Arc<Pool>,

@@ -53,8 +53,7 @@ pub(in crate::data_path) struct UnnamedStatement {
     side_effects: SideEffects,
     /// As in [`Statement::sql_names`].
     sql_names: Option<Arc<SqlNames>>,
-    /// The text was too long to be stored, so no other server can get it. Dropped after the transaction in
-    /// which it has run.
+    /// The text was too long to be stored. Dropped after the transaction in which it has run.
     is_unstored: bool,
     has_run: bool,
     /// As in [`Statement::parsed_under`]; `None` if unknown.
@@ -232,8 +231,7 @@ impl ClientStatements {
         (self.unnamed.serial != 0).then_some(&*self.unnamed.body)
     }
 
-    /// Returns the unnamed statement for a server that lacks it. `None` if there is none or its text was not
-    /// stored.
+    /// Returns the unnamed statement for a server that lacks it. `None`: there is none with a stored text.
     pub(in crate::data_path) fn stored_unnamed(&self) -> Option<&UnnamedStatement> {
         Some(&self.unnamed).filter(|unnamed| unnamed.serial != 0 && !unnamed.is_unstored)
     }

@@ -38,8 +38,7 @@ use crate::{
     wire::frame::{HEADER_BYTES, cstr},
 };
 
-/// A statement's text, parameter types and side effects. Shared by all clients of a tenant that prepared the
-/// same.
+/// A statement's text, parameter types and side effects. Shared by a tenant's clients that prepared it.
 #[derive(Debug)]
 pub struct Statement {
     pub(super) id: u64,

@@ -163,8 +163,7 @@ impl ServerStatements {
         self.statements.get(&statement.id).is_some_and(|entry| entry.confirmation == Confirmation::Confirmed)
     }
 
-    /// Returns the least recently used statement if `more` further statements with `bytes` of text exceed a
-    /// limit.
+    /// Returns the least recently used statement if `more` statements with `bytes` of text exceed a limit.
     pub fn to_evict(&self, more: usize, bytes: usize) -> Option<u64> {
         let PreparedLimits { statements: count_max, bytes: bytes_max } = self.capacity;
         let is_full = self.statements.len() + more > count_max || self.bytes + bytes > bytes_max;

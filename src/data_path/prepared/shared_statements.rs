@@ -37,8 +37,7 @@ pub struct SharedStatements {
     pub memory: Arc<Account>,
 }
 
-/// The last statement number. Unique in the process, because statements of several pools may meet on one
-/// server.
+/// The last statement number. Unique in the process: statements of several pools may meet on a server.
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 /// Returns the number for a new statement.
@@ -69,8 +68,7 @@ impl SharedStatements {
         self.with_body(statement, body)
     }
 
-    /// Returns a copy of the statement under its client's own name; `None` if it has that already or the name
-    /// is unsuitable.
+    /// Returns a copy of the statement under its client's own name; `None`: it has it, or cannot.
     pub(in crate::data_path) fn with_client_name(
         &self,
         statement: &Statement,
@@ -143,8 +141,7 @@ impl SharedStatements {
     }
 
     /// Returns the statement for a description that differs from the one earlier clients received. Old
-    /// clients keep the old statement (its next use fails with 0A000); a new Parse of this text gets a new
-    /// statement.
+    /// clients keep the old statement (its next use fails with 0A000); a new Parse gets a new statement.
     #[cold]
     pub fn with_description(&self, before: &Statement, description: RowDescription) -> Arc<Statement> {
         let under = &before.parsed_under;
@@ -191,8 +188,7 @@ fn is_of(statement: &Statement, body: &[u8], under: &ParseSettings) -> bool {
     statement.parsed_under.id == under.id && *statement.body == *body
 }
 
-/// Returns whether servers may use this client's name: it needs no quotes and does not have the proxy's
-/// prefix.
+/// Returns whether servers may use this client's name: it needs no quotes and lacks the proxy's prefix.
 fn may_be_server_name(name: &[u8]) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     name.iter().all(is_plain) && !name.is_empty() && !name.starts_with(OUR_PREFIX)

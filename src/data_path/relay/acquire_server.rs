@@ -132,8 +132,7 @@ impl Relay {
         }
     }
 
-    /// Waits for a server and sends it the inbox. Where the wait times out, the request gets an error, and
-    /// the session goes on.
+    /// Waits for a server and sends it the inbox. After a timeout the request gets an error.
     pub(super) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
         // Rare calls are boxed: this future is moved for each wait.
         if self.session.switcher.as_ref().is_some_and(|switcher| switcher.is_new)

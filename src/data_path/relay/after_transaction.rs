@@ -126,8 +126,7 @@ impl Relay {
         self.release_reply().await
     }
 
-    /// These statements were prepared under settings that functions had changed: they become the session's
-    /// own.
+    /// Functions had changed the settings of these statements: they become the session's own.
     fn unshare(&mut self, misprepared: Vec<Arc<Statement>>) {
         let Some(server) = self.server.as_mut() else { return };
         for statement in misprepared {
@@ -153,8 +152,7 @@ impl Relay {
         if is_here { Ok(()) } else { Err(SessionEnd::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
     }
 
-    /// The one place where a session's pins change: on its server, for operators, and in the pool's list of
-    /// pinned sessions.
+    /// The one place where a session's pins change: on its server, for operators, in the pool's list.
     pub(super) fn set_pins(&mut self, pins: Pins) {
         if let Some(server) = self.server.as_mut() {
             server.side.replies.set_pins(pins);

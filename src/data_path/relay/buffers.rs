@@ -13,8 +13,7 @@ const UNCOUNTED: usize = 1024;
 /// Up to this, no client is disconnected and no request refused.
 const ENDURED: usize = 16 * 1024;
 
-/// The same for a client that holds a server: room for what one read of the server brings. There are few
-/// servers.
+/// The same for a client that holds a server: room for one read of the server. Servers are few.
 const ENDURED_IN_TRANSACTION: usize = 128 * 1024;
 
 impl Relay {

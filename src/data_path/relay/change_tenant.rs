@@ -91,8 +91,7 @@ impl Relay {
         switcher.is_to_leave() && over || switcher.wait != SwitchWait::No && answered
     }
 
-    /// Answers what the proxy can answer, while the session holds no server. `None`: the inbox is for a
-    /// server.
+    /// Answers what the proxy can answer, while the session holds no server. `None`: it is for a server.
     #[cold]
     pub(super) fn answer_locally(&mut self, inbox: &mut Vec<u8>) -> Option<Option<Step>> {
         if self.pool.is_retired()
@@ -128,8 +127,7 @@ impl Relay {
         led
     }
 
-    /// Does the switcher's work, and goes on with the inbox. Returns the target if the session changes its
-    /// tenant.
+    /// Does the switcher's work, and goes on with the inbox. Returns the target of a change.
     pub(super) async fn switch_tenant(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
         if self.pool.is_retired() && self.server.is_none() {
             self.follow_successor()?;
@@ -214,8 +212,7 @@ impl Relay {
         }
     }
 
-    /// Whether the session may go where the request leads. A session with a pinned server may only name its
-    /// present tenant.
+    /// Whether the session may go where the request leads. A pinned session may only name its present tenant.
     fn is_free_to_go(&self, switcher: &TenantSwitcher, request: &TenantRequest) -> Result<(), ClientError> {
         let id = self.pool.tenant.id;
         let stays = match &request.tenant {

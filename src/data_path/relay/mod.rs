@@ -53,8 +53,7 @@ use crate::{
 };
 
 /// Bytes per read. More than an ordinary reply, so that one read empties the socket. Small enough that a
-/// large result is still in the core's own cache when it is written: 256 KiB takes a tenth more CPU for each
-/// megabyte.
+/// large result is still in the core's own cache when it is written: 256 KiB takes a tenth more CPU.
 const READ_BYTES: usize = 48 * 1024;
 
 thread_local! {
@@ -391,8 +390,7 @@ impl Relay {
         }
     }
 
-    /// The one place where a server goes back: a ReadyForQuery has gone to the client, or a cancel has
-    /// settled.
+    /// The one place where a server goes back: a ReadyForQuery is sent, or a cancel has settled.
     #[inline]
     pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
         let server = self.server.as_mut()?;

@@ -105,8 +105,7 @@ impl Relay {
         taken
     }
 
-    /// From a marker on, the session gets notifications of these channels from the shared listener, and of no
-    /// others.
+    /// From a marker on, the session gets these channels, and no others, from the shared listener.
     async fn move_to_listener(&mut self, channels: Arc<Channels>) -> Result<(), SessionEnd> {
         let (before, subscription) = match self.listening.take() {
             Some(Listening { channels, subscription, .. }) => (channels, subscription),
@@ -165,8 +164,7 @@ impl Relay {
         self.tell(&bytes);
     }
 
-    /// Sends notifications and ParameterStatus messages: in front of the ReadyForQuery of a reply that is
-    /// held back.
+    /// Sends notifications and ParameterStatus messages: in front of a held reply's ReadyForQuery.
     pub(super) fn tell(&mut self, messages: &[u8]) {
         match self.held_reply.strip_suffix(READY).map(<[u8]>::len) {
             Some(end) => drop(self.held_reply.splice(end..end, messages.iter().copied())),

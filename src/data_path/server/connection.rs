@@ -159,15 +159,13 @@ impl Server {
         at > 0 && at == said.len()
     }
 
-    /// Runs one statement with text parameters; returns its rows. After [`AskError::Lost`] the server must
-    /// be closed.
+    /// Runs a statement; returns its rows. After [`AskError::Lost`] the server must be closed.
     pub async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
         let request = unnamed_request(sql, parameters);
         self.execute_unnamed(request, Answer::default()).await.map(|(rows, _)| rows)
     }
 
-    /// As [`Self::ask`], for an answer of up to `bytes_max`, which `memory` counts as long as the charge
-    /// lives.
+    /// As [`Self::ask`], for an answer of up to `bytes_max`, which `memory` counts while the charge lives.
     pub async fn ask_for(
         &mut self,
         sql: &str,

@@ -69,8 +69,7 @@ pub struct DialTarget<'a> {
     pub on_answer: OnAnswer<'a>,
 }
 
-/// Called when a server asks for authentication: its host is up and takes connections, also if this login
-/// fails.
+/// Called when a server asks for authentication: its host is up, also if this login fails.
 #[derive(Clone, Copy)]
 pub struct OnAnswer<'a>(pub &'a (dyn Fn() + Send + Sync));
 
@@ -330,8 +329,7 @@ async fn resolve(name: &str, port: u16, options: &DialOptions) -> Result<Vec<Soc
     last.ok_or(DialCause::Unresolved(failure))
 }
 
-/// A lost server is noticed by keepalives when idle, and by TCP_USER_TIMEOUT while bytes wait to be
-/// acknowledged.
+/// A lost server is noticed by keepalives when idle, and by TCP_USER_TIMEOUT while bytes wait.
 fn tune(socket: &TcpStream, options: &DialOptions) -> io::Result<()> {
     socket.set_nodelay(true)?;
     options.keepalive.apply(&SockRef::from(socket))

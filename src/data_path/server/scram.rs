@@ -30,8 +30,7 @@ const SALTED_IDLE: Duration = Duration::from_secs(30 * 60);
 pub(super) enum Binding {
     /// The proxy cannot (no TLS, or a certificate without a hash of its own): `n`.
     Unable,
-    /// The proxy can, and the server does not offer it: `y`, which a server that did offer it treats as an
-    /// attack.
+    /// The proxy can, and the server does not offer it: `y`, an attack to a server that did.
     NotOffered,
     /// SCRAM-SHA-256-PLUS, to the server's certificate.
     ServerEndPoint(Vec<u8>),
@@ -196,8 +195,7 @@ impl SaltedPasswords {
     }
 }
 
-/// SaltedPassword of the password after SASLprep, or of the password as given where SASLprep fails, as in
-/// PostgreSQL.
+/// SaltedPassword after SASLprep, or of the password as given where that fails, as in PostgreSQL.
 fn salted(password: &SecretString, salt: &[u8], iterations: u32) -> Salted {
     let raw = password.expose_secret();
     let prepared = stringprep::saslprep(raw).map(|text| Zeroizing::new(text.into_owned()));

@@ -151,8 +151,7 @@ fn is_public(role: &Named<'_>) -> bool {
     matches!(role, Named::Name(name) if **name == *b"public")
 }
 
-/// Compares a name after PostgreSQL's truncation. A truncated name loses up to three more bytes at a UTF-8
-/// boundary.
+/// Compares a name after PostgreSQL's truncation. A UTF-8 boundary costs up to three more bytes.
 fn is_named(name: &[u8], expected: Option<&str>) -> bool {
     expected.is_some_and(|expected| {
         name == expected.as_bytes()

@@ -93,8 +93,7 @@ impl Resets {
     }
 }
 
-/// Conservative: searches string literals and comments too, because a block may execute text that it
-/// contains.
+/// Conservative: searches string literals and comments too, because a block may execute its text.
 fn mentions_reset(code: &[u8]) -> bool {
     let is_reset = |word: &[u8]| word.eq_ignore_ascii_case(b"reset") || word.eq_ignore_ascii_case(b"default");
     code.split(|byte| !byte.is_ascii_alphabetic()).any(is_reset)

@@ -105,8 +105,7 @@ fn is_unlock_all(statement: &Statement<'_>) -> bool {
 }
 
 impl SideEffects {
-    /// Returns whether the request may have to wait or be rejected, because it concerns the tenant, roles or
-    /// a database.
+    /// Returns whether the text may have to wait or be rejected: it concerns tenant, roles or a database.
     #[inline]
     pub fn needs_decision(&self) -> bool {
         self.identity || self.tenant == TenantMention::Sets
@@ -152,8 +151,7 @@ impl SideEffects {
         call
     }
 
-    /// The side effects of calling a function with this SQL or PL/pgSQL body; `effects` are those of the
-    /// body.
+    /// The side effects of a function with this SQL or PL/pgSQL body; `effects` are those of the body.
     pub fn of_body(effects: Effects, body: &[u8]) -> Self {
         let mut found = Self::default();
         if !HARMLESS.contains(effects) {
@@ -374,8 +372,7 @@ fn resets_by_name(kind: &Kind<'_>) -> bool {
     matches!(kind, Kind::Reset(_) | Kind::Set { local: false, value: SetValue::Default, .. })
 }
 
-/// Returns whether the deferred effects are analysed later: those of a function body, a view or a prepared
-/// statement.
+/// Returns whether the deferred effects are analysed later: of a function, a view or a prepared statement.
 fn is_analysed_later(statement: &Statement<'_>) -> bool {
     matches!(statement.kind, Kind::CreateRoutine | Kind::Ddl | Kind::Prepare { .. })
 }

@@ -84,8 +84,7 @@ pub struct SessionHandle {
     asked_ms: AtomicU32,
     /// When its latest transaction began, on the same clock.
     began_ms: AtomicU32,
-    /// When its login expires, in milliseconds since 1970; `u64::MAX`: never. A change of the login's row
-    /// changes it.
+    /// When its login expires, in milliseconds since 1970; `u64::MAX`: never. It follows the login's row.
     pub(in crate::data_path) valid_until: AtomicU64,
     /// The verifiers that the session itself has set for its login; it is not ended by these changes.
     pub(in crate::data_path) verifiers: ArcSwapOption<Vec<SecretString>>,
@@ -202,8 +201,7 @@ impl SessionHandle {
         self.asked_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    /// When its latest request came, by its worker's coarse clock (milliseconds); the login where there was
-    /// none.
+    /// When its latest request came, by its worker's coarse clock (milliseconds); at first the login.
     pub fn asked_ms(&self) -> u32 {
         self.asked_ms.load(Ordering::Relaxed)
     }
@@ -302,8 +300,7 @@ struct Registry {
     known_as: HashMap<i32, Vec<i32>>,
 }
 
-/// Bits of a process number that count sessions; the 11 above them name the node (and the number stays
-/// positive).
+/// Bits of a process number that count sessions; the 11 above them name the node (the number stays positive).
 const NODE_SHIFT: u32 = 20;
 
 /// PostgreSQL's own process numbers end below 2^22 (Linux), so none of ours is one of them.
@@ -451,8 +448,7 @@ impl SessionHandle {
             || own.into_iter().any(|verifier| login.still_admits_by(&self.login, verifier, self.peer))
     }
 
-    /// What its login's verifier may be as far as the session knows; the last one, unless that could not be
-    /// stored.
+    /// What its login's verifier may be as far as the session knows; the last one if that was stored.
     pub fn verifiers(&self) -> Vec<SecretString> {
         let own = self.verifiers.load_full();
         own.map_or_else(|| vec![self.login.verifier.clone()], |own| own.to_vec())

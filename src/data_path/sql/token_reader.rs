@@ -146,8 +146,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Consumes up to and including this keyword outside parentheses. Returns `false` at the end if it does
-    /// not occur.
+    /// Consumes up to and including this keyword outside parentheses. Returns `false` if it does not occur.
     pub fn skip_past(&mut self, word: &[u8]) -> bool {
         loop {
             if self.is_symbol(b'(') {

@@ -117,16 +117,14 @@ impl LocalResponder {
             && self.portals.is_empty()
     }
 
-    /// Whether a server has to answer the first message. Cheap and conservative: may return `false` for such
-    /// a message.
+    /// Whether a server has to answer the first message. Conservative: may return `false` for such a one.
     #[inline]
     pub fn passes(&self, sent: &[u8], side: &ClientSide) -> bool {
         self.is_clear() && first_text(sent, side).is_some_and(|sql| is_plain_query(sql, side.lexing()))
     }
 
     /// Answers the messages at the front of `inbox` that need no server. Returns their length in bytes and
-    /// the next step. `here` is the tenant's name; `None`: no tenant is chosen. After an error the session
-    /// ends.
+    /// the next step. `here` is the tenant's name; `None`: no tenant is chosen. An error ends the session.
     pub fn next(
         &mut self,
         inbox: &[u8],
@@ -392,8 +390,7 @@ impl LocalResponder {
         Ok(None)
     }
 
-    /// Notes that a statement failed here, and with it the transaction that began here. Returns the status
-    /// for ReadyForQuery.
+    /// Notes that a statement failed here, and its transaction. Returns the status for ReadyForQuery.
     pub fn failed(&mut self) -> u8 {
         self.failed = self.begun.is_some();
         self.in_batch = false;
