@@ -16,10 +16,7 @@ use crate::{
             startup::StartupPacket,
         },
         memory_limit::{Account, Charge},
-        pool::{
-            Pool, PooledServer,
-            startup_parameters::{SessionServer, StartupStatus},
-        },
+        pool::{Pool, PooledServer, startup_parameters::StartupStatus},
         proxy::Proxy,
         refuse,
         relay::{
@@ -195,7 +192,7 @@ async fn startup_status(
     if pool.rules.mode == PoolMode::Transaction {
         return Ok((pool.startup_status(settings, wait).await?, None, charge));
     }
-    let SessionServer { server, status } = pool.session_server(settings, wait).await?;
+    let (status, server) = pool.session_server(settings, wait).await?;
     Ok((status, Some(server), charge))
 }
 

@@ -17,7 +17,7 @@ use crate::{
     data_path::{
         functions::FoundEffects,
         prepared::{
-            ClientStatements, Statement, StatementName, parse_settings::ParseSettings, rename,
+            ClientStatements, Statement, parse_settings::ParseSettings, rename,
             sql_prepare_effects::escape_client_name,
         },
         session_state::{Settings, side_effects::SideEffects, state_query::StateChecks},
@@ -237,8 +237,7 @@ impl ClientMessages<'_, '_> {
         if let Some(taken) = self.statements.get(name).cloned() {
             // The server has a statement of that name as well: its error is PostgreSQL's own.
             self.server.preparer(self.under, self.startup).ensure(&taken, self.out);
-            let statement_name = StatementName { client_name: Some(name.into()), statement: taken.clone() };
-            self.track(Request::ParseTaken(Box::new(statement_name)));
+            self.track(Request::ParseTaken(Box::new(taken.named(Some(name)))));
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
             return CONTINUE;
         }
@@ -271,8 +270,11 @@ impl ClientMessages<'_, '_> {
     pub(super) fn parse_statement(&mut self, bytes: &[u8], name: &[u8], statement: &Arc<Statement>) {
         let statement = statement.clone();
         self.server.preparer(self.under, self.startup).make_room_for(&statement, self.out.build());
-        let statement_name = StatementName { client_name: Some(name.into()), statement: statement.clone() };
-        if self.server.replies.track(Request::Parse(Some(Box::new(statement_name))), Origin::Client) {
+        if self
+            .server
+            .replies
+            .track(Request::Parse(Some(Box::new(statement.named(Some(name))))), Origin::Client)
+        {
             self.server.statements.queued(&statement, self.server.replies.batch());
             self.server.statements.counts.client_parses += 1;
             self.statements.insert(name, statement.clone());
@@ -434,14 +436,13 @@ impl ClientMessages<'_, '_> {
         if kind == b'S' && statement.is_none() && self.may_be_unstored() {
             self.record_unread_text();
         }
-        let statement_name =
-            statement.map(|statement| Box::new(StatementName { client_name: Some(name.into()), statement }));
+        let closed = statement.map(|statement| Box::new(statement.named(Some(name))));
         if kind == b'S' && name.is_empty() {
             if self.track_unnamed(Request::CloseUnnamed) {
                 self.statements.forget_unnamed();
                 self.server.statements.set_unnamed(0);
             }
-        } else if self.server.replies.track(Request::Close(statement_name), Origin::Client) && kind == b'S' {
+        } else if self.server.replies.track(Request::Close(closed), Origin::Client) && kind == b'S' {
             self.statements.remove(name);
         }
         self.out.pass(bytes);

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     data_path::{
         prepared::{
-            SqlNames, Statement, StatementName,
+            SqlNames, Statement,
             parse_settings::ParseSettings,
             sql_prepare_effects::{PrepareEffect, PrepareEffects, escape_client_name},
         },
@@ -151,6 +151,7 @@ impl ClientMessages<'_, '_> {
                 },
             };
             let made_here = local.names.get(value).is_some_and(Option::is_some);
+            let effects = &mut rewritten.prepare_effects.effects;
             let ours = match (&found.kind, known) {
                 (Kind::Prepare { body, .. }, None) => {
                     (named, bytes) = (named + 1, bytes + found.text.len());
@@ -160,9 +161,7 @@ impl ClientMessages<'_, '_> {
                     let (text, range) = as_kept(sql, &found, &name.range);
                     let under = self.settings_of(settings);
                     let statement = self.rules.shared_statements.in_sql(side_effects, text, range, &under);
-                    let statement_name =
-                        StatementName { client_name: Some(value.into()), statement: statement.clone() };
-                    rewritten.prepare_effects.effects.push_back(PrepareEffect::Prepares(statement_name));
+                    effects.push_back(PrepareEffect::Prepares(statement.named(Some(value))));
                     let ours = statement.server_name().to_vec();
                     local.names.insert(value.into(), Some(statement));
                     ours
@@ -171,12 +170,7 @@ impl ClientMessages<'_, '_> {
                     followed = true;
                     let ours = statement.server_name().to_vec();
                     if *kind == Kind::Deallocate {
-                        let statement_name =
-                            StatementName { client_name: Some(value.into()), statement: statement.clone() };
-                        rewritten
-                            .prepare_effects
-                            .effects
-                            .push_back(PrepareEffect::Deallocates(Some(statement_name)));
+                        effects.push_back(PrepareEffect::Deallocates(Some(statement.named(Some(value)))));
                         local.names.insert(value.into(), None);
                     }
                     self.record(&statement.side_effects, false);
@@ -194,7 +188,7 @@ impl ClientMessages<'_, '_> {
                         false,
                     );
                     if *kind == Kind::Deallocate {
-                        rewritten.prepare_effects.effects.push_back(PrepareEffect::Deallocates(None));
+                        effects.push_back(PrepareEffect::Deallocates(None));
                     }
                     match escape_client_name(value) {
                         Some(ours) => ours,

@@ -188,13 +188,6 @@ impl StatusCache {
     }
 }
 
-/// The server of a session in `pool_mode = "session"`.
-#[derive(Debug)]
-pub struct SessionServer {
-    pub server: Box<PooledServer>,
-    pub status: StartupStatus,
-}
-
 impl Pool {
     /// A server that was started with the client's parameters, for the whole session: `pool_mode =
     /// "session"`. Errors: as [`Pool::startup_status`].
@@ -202,7 +195,7 @@ impl Pool {
         self: &Arc<Self>,
         asked: Settings,
         wait: Duration,
-    ) -> Result<SessionServer, ClientError> {
+    ) -> Result<(StartupStatus, Box<PooledServer>), ClientError> {
         loop {
             let pool = self.current().ok_or(ClientError::AdminShutdown)?;
             let opened = pool.open_for(&asked).await?;
@@ -218,7 +211,7 @@ impl Pool {
                         (Arc::new(server.side.reported.clone()), server.notices.clone().into());
                     let start = pool.start().cloned();
                     let status = StartupStatus { settings: Arc::default(), reported, notices, start };
-                    return Ok(SessionServer { server, status });
+                    return Ok((status, server));
                 }
                 Ok(false) => {}
                 Err(error) if is_new => {

@@ -93,21 +93,10 @@ impl PoolStats {
 }
 
 /// Upper bounds in microseconds, each about three times the one before.
+#[rustfmt::skip]
 pub const BUCKET_BOUNDS_US: [u64; 14] = [
-    100,
-    300,
-    1_000,
-    3_000,
-    10_000,
-    30_000,
-    100_000,
-    300_000,
-    1_000_000,
-    3_000_000,
-    10_000_000,
-    30_000_000,
-    100_000_000,
-    u64::MAX,
+    100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000,
+    30_000_000, 100_000_000, u64::MAX,
 ];
 
 /// A histogram with fixed buckets: two relaxed additions to count, no lock.

@@ -116,6 +116,11 @@ impl Statement {
         Self::memory_of(1, self.body.len())
     }
 
+    /// Returns the statement with a client's name for it.
+    pub fn named(self: &Arc<Self>, client_name: Option<&[u8]>) -> StatementName {
+        StatementName { client_name: client_name.map(Into::into), statement: self.clone() }
+    }
+
     /// Returns whether both are the same statement.
     pub fn is(&self, other: &Self) -> bool {
         self.id == other.id

@@ -53,11 +53,6 @@ impl Resets {
         }
     }
 
-    /// Returns `None` if nothing is reset.
-    pub fn unless_none(self) -> Option<Box<Self>> {
-        (self != Self::default()).then(|| Box::new(self))
-    }
-
     /// Adds the resets of another text that outlast its transaction.
     #[cold]
     pub fn add_lasting(&mut self, other: &Self) {
