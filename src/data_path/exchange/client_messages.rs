@@ -307,13 +307,8 @@ impl ClientMessages<'_, '_> {
                 self.bind_with_names(portal, &sql_names);
             }
             self.statements.run_unnamed();
-            record_side_effects(
-                self.statements.unnamed_side_effects(),
-                false,
-                self.sequence_use,
-                self.rules,
-                self.server,
-            );
+            let side_effects = self.statements.unnamed_side_effects();
+            record_side_effects(side_effects, false, self.sequence_use, self.rules, self.server);
             self.discard_sequences_before_text(false);
             record_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
             self.server.record_resets(self.statements.unnamed_side_effects(), self.startup, Some(portal));

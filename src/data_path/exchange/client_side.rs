@@ -321,8 +321,7 @@ struct MessageReader<'a> {
 const CHOICE_BYTES_MAX: usize = 1024;
 
 impl ClientSide {
-    /// Makes the server reject the first message of `inbox`, which must be whole. Returns the message's
-    /// length in bytes.
+    /// Makes the server reject the first, whole message of `inbox`. Returns the message's length in bytes.
     pub fn reject(
         &mut self,
         inbox: &[u8],

@@ -168,12 +168,10 @@ impl ClientMessages<'_, '_> {
                 return Ensured::Awaited;
             }
             _ if replies.may_have_others() => return Ensured::Awaited,
-            _ => Preparer { statements, replies, context }.prepare(
-                statement,
-                None,
-                Origin::Prepare,
-                self.out.build(),
-            ),
+            _ => {
+                let mut preparer = Preparer { statements, replies, context };
+                preparer.prepare(statement, None, Origin::Prepare, self.out.build())
+            }
         };
         if !is_described || statement.description.get().is_none() || replies.takes_copy_data() {
             return Ensured::Present;

@@ -83,8 +83,7 @@ impl<'a> ParseContext<'a> {
         ["role"].into_iter().chain(applied.chain(self.checks.named()).filter(|name| name.contains('.')))
     }
 
-    /// Calls `parses`, which sends the text, between ENTER and LEAVE if the settings `matter` to it. Returns
-    /// its result.
+    /// Calls `parses`, between ENTER and LEAVE if the settings `matter` to the text. Returns its result.
     pub fn parse_under(
         &self,
         those: &Arc<ParseSettings>,

@@ -207,8 +207,7 @@ pub struct ReplyTracker {
     status: u8,
     batch: Batch,
     unanswered: Unanswered,
-    /// Counts the client's Syncs: a statement that an earlier batch prepares is not certain until its reply
-    /// is in.
+    /// Counts the client's Syncs: what an earlier batch prepares is uncertain until its reply is in.
     batches: u32,
     /// Why the server stays with the session after the transaction.
     pins: Pins,

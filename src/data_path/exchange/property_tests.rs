@@ -10,7 +10,7 @@ use std::{
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{return_to_tenant::CurrentTenant, *};
+use super::*;
 use crate::{
     data_path::{
         functions::FunctionEffects,

@@ -70,8 +70,7 @@ pub struct ServerSide {
     pub(super) description: DescriptionReader,
     /// The settings in the server's answer so far; `None`: they could not be read.
     pub(super) settings_answer: Option<Settings>,
-    /// A statement that was prepared here and whose row description the client's next message waits for;
-    /// `true`: it differs.
+    /// A statement prepared here whose description the client's next message awaits; `true`: it differs.
     pub awaited_description: Option<(Arc<Statement>, bool)>,
     /// `pg_terminate_backend` and `pg_cancel_backend` in the client's texts.
     pub signals: BackendSignals,

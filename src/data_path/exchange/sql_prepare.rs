@@ -79,15 +79,9 @@ impl ClientMessages<'_, '_> {
     /// Execute. The portal's text may prepare or deallocate statements.
     #[inline]
     pub(super) fn execute(&mut self, bytes: &[u8]) {
-        let mut prepare_effects = None;
-        if let Some((portal, _)) = &self.server.bound_portal {
-            let named = bytes.get(HEADER_BYTES..).is_some_and(|body| body.starts_with(portal));
-            prepare_effects = self
-                .server
-                .bound_portal
-                .take_if(|_| named)
-                .map(|(_, prepare_effects)| Box::new(prepare_effects));
-        }
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let bound = self.server.bound_portal.take_if(|(portal, _)| body.starts_with(portal));
+        let prepare_effects = bound.map(|(_, prepare_effects)| Box::new(prepare_effects));
         if let Some(prepare_effects) = &prepare_effects {
             prepare_effects.expect(self.statements, &mut self.server.statements);
         }
@@ -183,10 +177,8 @@ impl ClientMessages<'_, '_> {
                 (kind, None) => {
                     // Code may have prepared it: the check after the transaction asks the server. If there is
                     // none, the server sends the error.
-                    self.record(
-                        &SideEffects { checks: StateChecks::PREPARED, ..SideEffects::default() },
-                        false,
-                    );
+                    let checks = StateChecks::PREPARED;
+                    self.record(&SideEffects { checks, ..SideEffects::default() }, false);
                     if *kind == Kind::Deallocate {
                         effects.push_back(PrepareEffect::Deallocates(None));
                     }
@@ -242,14 +234,8 @@ impl ClientMessages<'_, '_> {
         }
         if self.track_unnamed(Request::Parse(None)) {
             let serial = *self.unnamed_serial;
-            let under = self.server.parsing(self.under);
-            self.statements.set_unnamed(
-                serial,
-                &text,
-                side_effects,
-                Some(Arc::new((requires, prepare_effects))),
-                under,
-            );
+            let (under, sql_names) = (self.server.parsing(self.under), Arc::new((requires, prepare_effects)));
+            self.statements.set_unnamed(serial, &text, side_effects, Some(sql_names), under);
             self.server.statements.set_unnamed(serial);
         }
         self.out.build().extend_from_slice(&message);

@@ -147,11 +147,7 @@ impl Drop for Loading<'_> {
 impl FunctionEffects {
     /// Creates the state of a database whose functions have no side effects and never change.
     pub fn without_functions() -> Self {
-        let effects = EffectsByName::new(
-            [],
-            self::effects_by_name::CallEffects::default(),
-            self::effects_by_name::CallEffects::default(),
-        );
+        let effects = EffectsByName::new([], Default::default(), Default::default());
         let state = State { effects: Some(Arc::new(effects)), ..State::default() };
         Self { plain: AtomicBool::new(true), sequences: AtomicBool::new(false), state: Mutex::new(state) }
     }

@@ -145,8 +145,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing is lost, each key's items keep their order, and no key is served twice while another
-        /// waits.
+        /// Nothing is lost, items keep their order, and no key is served twice while another waits.
         #[test]
         fn keys_take_turns(pushed in proptest::collection::vec(0u8..5, 0..60)) {
             let mut queue = FairQueue::default();

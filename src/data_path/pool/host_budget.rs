@@ -205,7 +205,7 @@ impl HostBudget {
                 .collect()
         };
         others.sort_by_key(|pool| pool.last_used());
-        let taken = others.iter().find_map(|pool| pool.take_idle());
+        let taken = others.iter().find_map(|pool| pool.queue.take_idle());
         drop(taken);
     }
 }

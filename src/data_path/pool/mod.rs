@@ -246,8 +246,7 @@ impl Pool {
         drop(self.queue.put(server));
     }
 
-    /// The last check before a server is lent. Closes it if it is not this pool's own, not reusable, or has
-    /// ended.
+    /// The last check before a server is lent. Closes it if it is another pool's, not reusable, or ended.
     #[inline]
     pub(super) fn inspect(&self, mut server: Box<PooledServer>) -> Option<Box<PooledServer>> {
         let ours = server.owner == (self.tenant.id, self.access);
@@ -262,11 +261,6 @@ impl Pool {
             self.note_reported(&mut server);
         }
         Some(server)
-    }
-
-    /// Takes an idle server out for good, to free its permit.
-    pub fn take_idle(&self) -> Option<Box<PooledServer>> {
-        self.queue.take_idle()
     }
 
     /// How its servers are reached.

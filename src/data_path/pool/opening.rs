@@ -222,8 +222,18 @@ impl Pool {
     }
 
     fn wrap(&self, server: Server, permit: Permit) -> Box<PooledServer> {
-        let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
-        Box::new(PooledServer::new(server, owner, permit, &self.server_list, now))
+        let now = self.worker.clock.now();
+        let listed = self.server_list.add(&server.stream, server.process_id, now.as_millis() as u32);
+        Box::new(PooledServer {
+            server,
+            owner: (self.tenant.id, self.access),
+            changes_seen: 0,
+            opened_at: now,
+            idle_since: now,
+            answered_at: now,
+            permit,
+            listed,
+        })
     }
 
     /// After a failure that a changed password, role or database may explain: has the row read again, and the

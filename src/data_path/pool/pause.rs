@@ -89,8 +89,7 @@ impl TenantPools {
         }
     }
 
-    /// Replaces pools: sessions get new servers from their next transaction on. Forgets earlier failures of
-    /// the hosts.
+    /// Replaces pools: sessions get new servers from the next transaction on. Forgets failures of hosts.
     pub async fn reconnect(&self, scope: TenantScope) {
         for pool in self.in_scope(scope) {
             pool.connector.host.forget();

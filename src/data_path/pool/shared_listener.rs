@@ -431,10 +431,8 @@ pub fn around_mark<'m>(bytes: &'m [u8], mark: &str) -> (&'m [u8], &'m [u8]) {
     let mut at = 0;
     for message in messages(bytes) {
         if is_mark(message, mark) {
-            return (
-                bytes.get(..at).unwrap_or_default(),
-                bytes.get(at + message.len()..).unwrap_or_default(),
-            );
+            let behind = at + message.len();
+            return (bytes.get(..at).unwrap_or_default(), bytes.get(behind..).unwrap_or_default());
         }
         at += message.len();
     }

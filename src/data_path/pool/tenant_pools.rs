@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize},
     },
     time::Duration,
@@ -177,6 +177,11 @@ impl TenantPools {
             backoff: Mutex::new(backoff),
             awaits_turn: AtomicBool::default(),
         };
+        let pinned = PinnedSessions {
+            sessions: Mutex::default(),
+            limit: rules.pinned_max,
+            functions: functions.clone(),
+        };
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
             statements,
@@ -187,11 +192,15 @@ impl TenantPools {
             role_start,
             status_cache: StatusCache::default(),
             listener,
-            pinned: PinnedSessions::new(rules.pinned_max, functions.clone()),
+            pinned: Arc::new(pinned),
             cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
             last_used_ms: AtomicU64::new(0),
             functions_checked_ms: AtomicU64::new(0),
-            succession: Succession::new(self.me.clone()),
+            succession: Succession {
+                pools: self.me.clone(),
+                retired: AtomicBool::default(),
+                successor: OnceLock::new(),
+            },
             place: Arc::new(TenantAccess { tenant: tenant.clone(), access }),
             functions,
             stats,

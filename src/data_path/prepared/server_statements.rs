@@ -14,8 +14,7 @@ use super::{ClientStatements, Statement};
 pub struct ServerStatements {
     /// By statement number. Clients cannot choose it, so they cannot cause hash collisions.
     statements: FxHashMap<u64, Entry>,
-    /// Serial of the unnamed statement ([`super::client_statements`]); 0 if there is none, `u64::MAX` if
-    /// unknown.
+    /// Serial of the unnamed statement (see `client_statements`); 0: none, `u64::MAX`: unknown.
     unnamed: u64,
     /// Size of the texts.
     bytes: usize,

@@ -16,6 +16,7 @@ use super::{Relay, Step, load_functions::load_functions, session_end::SessionEnd
 use crate::{
     data_path::{
         exchange::pending_checks::{AnswerLimits, CheckedState, PendingChecks},
+        pool::Pool,
         prepared::Statement,
         server::connection::{AskError, Server},
         session_state::{Settings, pins::Pins, state_query::StateChecks},
@@ -129,12 +130,10 @@ impl Relay {
     /// Functions had changed the settings of these statements: they become the session's own.
     fn unshare(&mut self, misprepared: Vec<Arc<Statement>>) {
         let Some(server) = self.server.as_mut() else { return };
+        let table = self.session.side.rules().shared_statements.clone();
         for statement in misprepared {
             server.side.statements.failed(&statement);
-            self.session
-                .side
-                .statements
-                .unshare(&statement, &self.session.side.rules().shared_statements.clone());
+            self.session.side.statements.unshare(&statement, &table);
         }
     }
 
@@ -170,13 +169,8 @@ impl Relay {
     async fn load(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if self.session.side.follows() && self.pool.functions.must_load() {
-            load_functions(
-                server,
-                &self.pool.functions,
-                self.pool.rules.functions_bytes_max,
-                &self.pool.memory,
-            )
-            .await?;
+            let Pool { functions, rules, memory, .. } = &*self.pool;
+            load_functions(server, functions, rules.functions_bytes_max, memory).await?;
             self.pass_notifications();
         }
         Ok(())

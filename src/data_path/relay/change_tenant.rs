@@ -63,11 +63,8 @@ impl Relay {
     pub(super) fn hold_back(&mut self, rest: Vec<u8>, waits: SwitchWait) -> Result<(), Step> {
         self.session.inbox = rest;
         let (proxy, first) = (&self.session.proxy, Some(self.pool.tenant.id));
-        let switcher = self
-            .session
-            .switcher
-            .get_or_insert_with(|| TenantSwitcher::new(proxy.clone(), first, Arc::default()));
-        switcher.wait = waits;
+        let new = || TenantSwitcher::new(proxy.clone(), first, Arc::default());
+        self.session.switcher.get_or_insert_with(new).wait = waits;
         Ok(())
     }
 

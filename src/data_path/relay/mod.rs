@@ -269,8 +269,7 @@ impl Relay {
         }
     }
 
-    /// The server's bytes are on their way to the client: counts them, and gives the server back if they end
-    /// the transaction.
+    /// The server's bytes are on their way: counts them, and gives it back at a transaction's end.
     #[inline]
     fn count_events(&mut self, events: crate::data_path::exchange::ChunkEvents) -> Option<Step> {
         let (server, stats) = (self.server.as_mut()?, &self.pool.stats);

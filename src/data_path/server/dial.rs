@@ -294,8 +294,7 @@ async fn connect(
     }
 }
 
-/// Tries all addresses of a name in turn, each for its share of the time: one that does not answer leaves
-/// time for the others.
+/// Tries all addresses of a name, each for its share of the time: a silent one leaves time for others.
 async fn connect_tcp(name: &str, port: u16, options: &DialOptions) -> Result<TcpStream, DialCause> {
     let deadline = Instant::now() + options.connect_timeout;
     let addresses = resolve(name, port, options).await?;

@@ -133,10 +133,7 @@ impl Identity {
 
     fn is_owner(&self, role: &Named<'_>) -> bool {
         let Named::Name(name) = role else {
-            return self
-                .tenant_access
-                .as_ref()
-                .is_some_and(|tenant_access| tenant_access.access == Access::ReadWrite);
+            return self.tenant_access.as_ref().is_some_and(|place| place.access == Access::ReadWrite);
         };
         is_named(name, self.tenant().map(|tenant| &*tenant.read_write.username))
     }
