@@ -189,7 +189,7 @@ impl FunctionEffects {
         };
         let found = effects.and_then(|effects| match cache {
             Some(FoundEffects(cache)) => {
-                let mut cache = locked(&cache);
+                let mut cache = locked(cache);
                 match &*cache {
                     Some((version, found)) if *version == effects.version => found.clone(),
                     _ => {
