@@ -9,15 +9,13 @@ use secrecy::SecretString;
 
 use crate::data_path::tenant::{DirectoryChange, Login, Tenant};
 
-/// Why a name could not be looked up. `Display` is for the operator; a client gets
-/// `ClientError::DirectoryUnavailable`.
+/// A look-up failed. `Display` is for the operator; a client gets `ClientError::DirectoryUnavailable`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
     /// The central database did not answer, and the cache has no usable row.
     #[error("{0}")]
     Unavailable(Arc<str>),
-    /// The row exists and is invalid; for example, its sealed password does not open. Other rows are not
-    /// affected.
+    /// The row exists and is invalid(its sealed password does not open, …). Other rows are not affected.
     #[error("{0}")]
     Broken(Arc<str>),
 }

@@ -1,11 +1,13 @@
 //! Accepts clients. Every worker accepts from the same sockets and serves the logins that it accepts.
 
 use std::{
+    future::poll_fn,
     io,
     net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -15,9 +17,9 @@ use tracing::warn;
 
 use crate::{
     config::Config,
-    data_path::{proxy::Proxy, refuse, serve_client},
+    data_path::{lock::locked, proxy::Proxy, refuse, serve_client},
     error::ClientError,
-    wire::stream::Stream,
+    wire::{self, stream::Stream},
 };
 
 /// Connections the kernel holds until they are accepted.
@@ -34,10 +36,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds everything that the configuration names.
-    ///
-    /// # Errors
-    /// The address and why.
+    /// Binds everything that the configuration names. The error has the address.
     pub fn bind(config: &Config) -> Result<Self, String> {
         let tcp = config.listen.iter().map(|address| {
             bind_tcp(*address, config).map_err(|error| format!("cannot listen on {address}: {error}"))
@@ -70,38 +69,30 @@ impl Listeners {
     }
 
     /// Accepts on every worker until the result is dropped.
-    ///
-    /// # Errors
-    /// The operating system's.
     pub fn serve(&self, proxy: &Arc<Proxy>) -> io::Result<Accepting> {
         let spare = Arc::new(Spare::new());
         let (stop, stopped) = tokio::sync::watch::channel(());
         for worker in &proxy.workers {
-            for listener in &self.tcp {
-                let (listener, proxy, spare, mut stopped) =
-                    (listener.try_clone()?, proxy.clone(), spare.clone(), stopped.clone());
+            let start = |open: Box<dyn FnOnce() -> io::Result<Listener> + Send>| {
+                let (proxy, spare, mut stopped) = (proxy.clone(), spare.clone(), stopped.clone());
                 worker.spawn(async move {
                     let accepting = async {
-                        match TcpListener::from_std(listener) {
-                            Ok(listener) => accept_tcp(listener, proxy, &spare).await,
+                        match open() {
+                            Ok(listener) => accept(listener, proxy, &spare).await,
                             Err(error) => warn!(%error, "cannot accept clients"),
                         }
                     };
                     tokio::select! { () = accepting => {}, _ = stopped.changed() => {} }
                 });
+            };
+            // Opened on the worker, whose reactor has it then.
+            for listener in &self.tcp {
+                let listener = listener.try_clone()?;
+                start(Box::new(|| TcpListener::from_std(listener).map(Listener::Tcp)));
             }
             if let Some((listener, _)) = &self.unix {
-                let (listener, proxy, spare, mut stopped) =
-                    (listener.try_clone()?, proxy.clone(), spare.clone(), stopped.clone());
-                worker.spawn(async move {
-                    let accepting = async {
-                        match UnixListener::from_std(listener) {
-                            Ok(listener) => accept_unix(listener, proxy, &spare).await,
-                            Err(error) => warn!(%error, "cannot accept clients"),
-                        }
-                    };
-                    tokio::select! { () = accepting => {}, _ = stopped.changed() => {} }
-                });
+                let listener = listener.try_clone()?;
+                start(Box::new(|| UnixListener::from_std(listener).map(Listener::Unix)));
             }
         }
         Ok(Accepting { _stop: stop })
@@ -157,41 +148,53 @@ fn set_options(socket: SockRef<'_>, config: &Config) {
     let _ = config.timeouts.client_keepalive.apply(&socket);
 }
 
-async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>, spare: &Spare) {
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// The next client and its address; `None`: a Unix socket.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, Option<IpAddr>)>> {
+        match self {
+            Self::Tcp(listener) => listener
+                .poll_accept(cx)
+                .map_ok(|(socket, address)| (socket.into(), Some(address.ip().to_canonical()))),
+            Self::Unix(listener) => listener.poll_accept(cx).map_ok(|(socket, _)| (socket.into(), None)),
+        }
+    }
+
+    /// One `accept` without waiting.
+    fn accept_now(&self) -> Option<Stream> {
+        match self.poll_accept(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok((stream, _))) => Some(stream),
+            _ => None,
+        }
+    }
+}
+
+async fn accept(listener: Listener, proxy: Arc<Proxy>, spare: &Spare) {
     let mut inherited = proxy.config.load_full();
     loop {
-        match listener.accept().await {
-            Ok((socket, address)) => {
+        match poll_fn(|cx| listener.poll_accept(cx)).await {
+            Ok((stream, peer)) => {
                 let config = proxy.config.load();
                 // The configuration was reloaded. Sockets in the backlog have inherited the old options.
-                if !Arc::ptr_eq(&config, &inherited) {
+                if let Listener::Tcp(listener) = &listener
+                    && let Stream::Plain(wire::stream::Socket::Tcp(socket)) = &stream
+                    && !Arc::ptr_eq(&config, &inherited)
+                {
                     inherited = config.clone();
-                    set_options(SockRef::from(&listener), &config);
-                    set_options(SockRef::from(&socket), &config);
+                    set_options(SockRef::from(listener), &config);
+                    set_options(SockRef::from(socket), &config);
                 }
-                spawn_client(socket.into(), Some(address.ip().to_canonical()), &proxy);
+                spawn_client(stream, peer, &proxy);
             }
-            Err(error) => {
-                let rejected = spare.with(|| listener.poll_accept_now());
-                recover(error, rejected.map(Stream::from)).await;
-            }
+            Err(error) => recover(error, spare.with(|| listener.accept_now())).await,
         }
     }
 }
 
-async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>, spare: &Spare) {
-    loop {
-        match listener.accept().await {
-            Ok((socket, _)) => spawn_client(socket.into(), None, &proxy),
-            Err(error) => {
-                let rejected = spare.with(|| listener.poll_accept_now());
-                recover(error, rejected.map(Stream::from)).await;
-            }
-        }
-    }
-}
-
-/// Serves an accepted client in a task of its own.
 fn spawn_client(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
     let config = proxy.config.load();
     match proxy.connection_limits.enter(peer, &config.limits) {
@@ -230,40 +233,12 @@ impl Spare {
 
     /// Runs `what` with the reserved descriptor free.
     fn with<T>(&self, what: impl FnOnce() -> Option<T>) -> Option<T> {
-        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = locked(&self.0);
         drop(spare.take().or_else(|| std::fs::File::open("/dev/null").ok())?);
         let done = what();
         if done.is_none() {
             *spare = std::fs::File::open("/dev/null").ok();
         }
         done
-    }
-}
-
-/// One `accept` without waiting.
-trait AcceptNow {
-    type Socket;
-    fn poll_accept_now(&self) -> Option<Self::Socket>;
-}
-
-impl AcceptNow for TcpListener {
-    type Socket = tokio::net::TcpStream;
-
-    fn poll_accept_now(&self) -> Option<Self::Socket> {
-        match self.poll_accept(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
-            std::task::Poll::Ready(Ok((socket, _))) => Some(socket),
-            _ => None,
-        }
-    }
-}
-
-impl AcceptNow for UnixListener {
-    type Socket = tokio::net::UnixStream;
-
-    fn poll_accept_now(&self) -> Option<Self::Socket> {
-        match self.poll_accept(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
-            std::task::Poll::Ready(Ok((socket, _))) => Some(socket),
-            _ => None,
-        }
     }
 }

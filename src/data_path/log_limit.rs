@@ -1,9 +1,11 @@
 //! Limits how often a line of one cause is logged: one server that fails may be the cause of thousands.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use crate::data_path::lock::locked;
 
 /// The least time between two lines of one cause.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -15,7 +17,7 @@ pub struct LogLimit(Mutex<(Option<Instant>, u64)>);
 impl LogLimit {
     /// Returns how many lines were left out before this one; `None`: this one is left out, too.
     pub fn admit(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = locked(&self.0);
         let (last, suppressed) = &mut *state;
         if last.is_some_and(|last| now.saturating_duration_since(last) < INTERVAL) {
             *suppressed += 1;

@@ -13,12 +13,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
-use crate::{config::Limits, error::Limit};
+use crate::{config::Limits, data_path::lock::locked, error::Limit};
 
 /// The allocator's overhead for each allocation, in bytes.
 pub const PIECE_BYTES: usize = 16;
@@ -52,12 +52,10 @@ impl Account {
         Arc::new(Self { limit, max: max.into(), used: AtomicUsize::new(0), parents })
     }
 
-    /// The bytes in use.
     pub fn used(&self) -> usize {
         self.used.load(Relaxed)
     }
 
-    /// The limit in bytes.
     pub fn max(&self) -> usize {
         self.max.load(Relaxed)
     }
@@ -74,9 +72,6 @@ impl Account {
     }
 
     /// Checks whether this many more bytes may be used.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded.
     pub fn admits(&self, bytes: usize) -> Result<(), Limit> {
         let grown = self.used().saturating_add(bytes);
         if grown > self.max() {
@@ -114,7 +109,6 @@ impl Charge {
         charge
     }
 
-    /// The charged bytes.
     #[inline]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -133,10 +127,7 @@ impl Charge {
         self.bytes = bytes;
     }
 
-    /// The same with a check of the limits.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded; the charge does not change.
+    /// The same with a check of the limits. The charge does not change on an error.
     pub fn try_set(&mut self, account: &Arc<Account>, bytes: usize) -> Result<(), Limit> {
         let same = self.account.as_ref().is_some_and(|before| Arc::ptr_eq(before, account));
         let more = bytes.saturating_sub(if same { self.bytes } else { 0 });
@@ -200,7 +191,7 @@ impl Accounts {
 
     /// The account of a tenant; shared while it is in use.
     pub fn of_tenant(&self, id: i64, limits: &Limits) -> Arc<Account> {
-        let mut all = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = locked(&self.by_tenant);
         // Unused entries are removed when the map would have to grow.
         if all.len() == all.capacity() {
             all.retain(|_, account| account.strong_count() > 0);
@@ -215,7 +206,7 @@ impl Accounts {
 
     /// The accounts of tenants that are in use.
     pub fn tenants(&self) -> Vec<(i64, Arc<Account>)> {
-        let all = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = locked(&self.by_tenant);
         all.iter().filter_map(|(id, account)| Some((*id, account.upgrade()?))).collect()
     }
 }

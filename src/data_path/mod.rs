@@ -3,22 +3,23 @@
 pub mod directory;
 pub mod exchange;
 pub mod functions;
-pub mod listener;
-pub mod log_limit;
-pub mod login;
-pub mod memory_limit;
-pub mod pool;
+pub(crate) mod listener;
+pub(crate) mod lock;
+pub(crate) mod log_limit;
+pub(crate) mod login;
+pub(crate) mod memory_limit;
+pub(crate) mod pool;
 pub mod prepared;
-pub mod proxy;
-pub mod relay;
+pub(crate) mod proxy;
+pub(crate) mod relay;
 pub mod server;
-pub mod session_start;
+pub(crate) mod session_start;
 pub mod session_state;
-pub mod sessions;
+pub(crate) mod sessions;
 pub mod sql;
 pub mod tenant;
-pub mod tenant_switch;
-pub mod worker;
+pub(crate) mod tenant_switch;
+pub(crate) mod worker;
 
 use std::sync::Arc;
 

@@ -35,13 +35,11 @@ pub struct ConsoleClient {
     pub stream: Stream,
     /// The startup packet; `unread` has the bytes received after it.
     pub packet: StartupPacket,
-    /// The login.
     pub login: Arc<Login>,
     /// May only SHOW.
     pub read_only: bool,
     /// Bytes for the first write.
     pub unsent: Vec<u8>,
-    /// The state to show.
     pub proxy: Arc<Proxy>,
     /// The client's permit.
     pub permit: ConnectionPermit,
@@ -59,19 +57,14 @@ pub struct Proxy {
     pub config: Arc<ArcSwap<Config>>,
     /// TLS towards clients; `None`: off.
     pub tls: ArcSwapOption<ClientTlsAcceptor>,
-    /// Logins and tenants.
     pub directory: Arc<dyn Directory>,
-    /// Pools.
     pub pools: Arc<TenantPools>,
-    /// Sessions.
     pub sessions: Arc<Sessions>,
     /// Threads.
     pub workers: Vec<Arc<Worker>>,
-    /// The admin console.
     pub console: Console,
     /// For cancel requests of other nodes' sessions.
     pub foreign_cancel: ClusterCancel,
-    /// The limits of connections.
     pub connection_limits: Arc<ConnectionLimits>,
     /// The limit of logins at a time.
     pub login_turns: Arc<LoginTurns>,
@@ -204,9 +197,7 @@ impl Proxy {
         }
     }
 
-    /// Enters the tenant's pool. The session counts there until the returned guard is dropped.
-    ///
-    /// # Errors
+    /// Enters the tenant's pool. The session counts there until the returned guard is dropped. Errors:
     /// [`ClientError::TooManyClientsOfTenant`], or the pool cannot be made.
     pub(in crate::data_path) async fn enter_pool(
         &self,

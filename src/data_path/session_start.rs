@@ -10,16 +10,13 @@ use tracing::{info, warn};
 use crate::{
     config::{Config, PoolMode},
     data_path::{
-        exchange::{ClientSide, SessionRules, return_to_tenant::CurrentTenant, startup_charge},
+        exchange::{ClientSide, SessionRules, startup_charge},
         login::{
             connection_limits::{ClientAddress, ConnectionPermit},
             startup::StartupPacket,
         },
         memory_limit::{Account, Charge},
-        pool::{
-            Pool, PooledServer,
-            startup_parameters::{SessionServer, StartupStatus},
-        },
+        pool::{Pool, PooledServer, startup_parameters::StartupStatus},
         proxy::Proxy,
         refuse,
         relay::{
@@ -28,8 +25,8 @@ use crate::{
             client_session::{ClientSession, Traffic},
             no_tenant,
         },
-        session_state::{Settings, identity::Identity},
-        sessions::registry::{NewSession, Registered, SessionHandle},
+        session_state::Settings,
+        sessions::registry::{NewSession, SessionHandle},
         tenant::{Login, LoginKind},
         tenant_switch::switcher::{SwitchTarget, TenantSwitcher},
     },
@@ -43,11 +40,8 @@ use crate::{
 /// A client that has logged in and has no session yet.
 #[derive(Debug)]
 pub struct AuthenticatedClient {
-    /// The connection.
     pub stream: Stream,
-    /// The startup packet.
     pub packet: StartupPacket,
-    /// The login.
     pub login: Arc<Login>,
     /// The last replies of the authentication; they go out with the session's first write.
     pub unsent: Vec<u8>,
@@ -101,7 +95,6 @@ pub async fn greet(
         return None;
     }
     let config = proxy.config.load_full();
-    let addresses = client.stream.addresses();
     let settings = Settings::new(std::mem::take(&mut client.packet.settings));
     let memory = pool.account(config.limits.client_memory_max);
     let wait = config.timeouts.query_wait;
@@ -112,62 +105,79 @@ pub async fn greet(
             return None;
         }
     };
+    let mut rules = rules(&config, matches!(client.login.kind, LoginKind::Service { .. }));
+    rules.follow = pool.rules.mode == PoolMode::Transaction;
+    (rules.shared_statements, rules.functions) = (pool.statements.clone(), pool.functions.clone());
+    (rules.memory, rules.identity.tenant_access) = (memory, Some(pool.place.clone()));
+    pool.stats.logins.fetch_add(1, Relaxed);
+    let server_pid = server.as_ref().map(|server| server.process_id);
+    let now_ms = pool.worker.clock.now_ms();
+    let mut session = open_session(client, rules, status, server_pid, now_ms, &proxy);
+    session.side.startup_memory = began;
+    let mut relay = Box::new(Relay::new(session, pool));
+    if let Some(server) = server {
+        relay.engage(server);
+    }
+    Some(relay)
+}
+
+/// Registers a session, logs it, and prepares the replies that end its login. `known_as`: in session mode,
+/// the process number of its server.
+fn open_session(
+    client: AuthenticatedClient,
+    mut rules: SessionRules,
+    status: StartupStatus,
+    known_as: Option<i32>,
+    now_ms: u32,
+    proxy: &Arc<Proxy>,
+) -> ClientSession {
+    let config = proxy.config.load();
     let AuthenticatedClient { stream, packet, login, unsent } = client;
+    let tenant = rules.identity.tenant_access.as_ref().map(|place| place.tenant.clone());
     let new = NewSession {
-        login,
-        place: Some(pool.place.clone()),
+        login: login.clone(),
+        place: rules.identity.tenant_access.clone(),
         peer: packet.peer,
-        addresses,
-        now_ms: pool.worker.clock.now_ms(),
+        addresses: stream.addresses(),
+        now_ms,
         tls: packet.tls.is_some(),
         application_name: status.reported.text("application_name").unwrap_or_default().into(),
-        known_as: server.as_ref().map(|server| server.process_id),
+        known_as,
         secret_bytes: if packet.minor >= 2 { 32 } else { 4 },
     };
     let (handle, secret) = proxy.sessions.register(new);
-    pool.stats.logins.fetch_add(1, Relaxed);
     if config.log.connections {
         let address = ClientAddress(handle.peer);
         info!(
-            tenant = pool.tenant.name, login = handle.login.name, connection = handle.process_id,
-            %address, tls = handle.tls, "session opened"
+            tenant = tenant.as_ref().map(|tenant| &*tenant.name), login = login.name,
+            connection = handle.process_id, %address, tls = handle.tls,
+            "{}", if tenant.is_some() { "session opened" } else { "session opened without a tenant" }
         );
     }
     let mut bytes = unsent;
     status.write(&mut bytes);
     backend_key_data(&mut bytes, handle.known_as, &secret);
     ready_for_query(&mut bytes, b'I');
-    let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
-    let switcher =
-        is_service.then(|| TenantSwitcher::new(proxy.clone(), Some(pool.tenant.id), status.reported.clone()));
-    let rules = SessionRules {
-        follow: pool.rules.mode == PoolMode::Transaction,
-        shared_statements: pool.statements.clone(),
-        functions: pool.functions.clone(),
-        identity: Identity { login: Some(handle.login.clone()), tenant_access: Some(pool.place.clone()) },
-        memory,
-        ..rules(&config, is_service)
-    };
-    let mut side = ClientSide::new(rules, status.settings, first_serial(&handle));
-    (side.sent_parameters, side.start_settings, side.startup_memory) =
-        (status.reported, status.start.into(), began);
-    let session = ClientSession {
+    let switcher = rules
+        .may_switch_tenant
+        .then(|| TenantSwitcher::new(proxy.clone(), tenant.map(|tenant| tenant.id), status.reported.clone()));
+    rules.identity.login = Some(login);
+    // The first of 2^32 serial numbers that only this session uses.
+    let first_serial = u64::from(handle.process_id.unsigned_abs()) << 32;
+    let mut side = ClientSide::new(rules, status.settings, first_serial);
+    (side.sent_parameters, side.start_settings) = (status.reported, status.start.into());
+    ClientSession {
         client: stream,
         unsent: bytes.into(),
         side,
         inbox: packet.unread,
         handle,
-        query_wait: wait,
+        query_wait: config.timeouts.query_wait,
         leaving: None,
         switcher,
         traffic: Traffic::default(),
         proxy: proxy.clone(),
-    };
-    let mut relay = Box::new(Relay::new(session, pool));
-    if let Some(server) = server {
-        relay.engage(server);
     }
-    Some(relay)
 }
 
 /// Returns the startup parameter status for a client with these settings, in session mode also the session's
@@ -182,7 +192,7 @@ async fn startup_status(
     if pool.rules.mode == PoolMode::Transaction {
         return Ok((pool.startup_status(settings, wait).await?, None, charge));
     }
-    let SessionServer { server, status } = pool.session_server(settings, wait).await?;
+    let (status, server) = pool.session_server(settings, wait).await?;
     Ok((status, Some(server), charge))
 }
 
@@ -191,24 +201,15 @@ fn rules(config: &Config, is_service: bool) -> SessionRules {
     SessionRules {
         follow: true,
         may_switch_tenant: is_service,
-        current_tenant: CurrentTenant::First,
-        identity: Identity::default(),
         sees_binds: is_service,
-        shared_statements: Arc::default(),
-        functions: Arc::default(),
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
         statements_max: config.limits.client_prepared_statements_max,
         statements_bytes_max: config.limits.client_prepared_bytes_max,
         unanswered_max: config.limits.pipelined_requests_max,
         settings_max: config.limits.tracked_parameters_max,
         settings_bytes_max: config.limits.tracked_bytes_max,
-        memory: Arc::default(),
+        ..SessionRules::default()
     }
-}
-
-/// The first of 2^32 serial numbers that only this session uses.
-fn first_serial(handle: &Registered) -> u64 {
-    u64::from(handle.process_id.unsigned_abs()) << 32
 }
 
 /// Starts a service login's session without a tenant. It stays on this worker until it chooses a tenant.
@@ -225,48 +226,14 @@ pub async fn start_without_tenant(
         Ok(charge) => charge,
         Err(error) => return client.refuse(&error, None, &proxy).await,
     };
-    let AuthenticatedClient { stream, packet, login, unsent } = client;
-    let new = NewSession {
-        login,
-        place: None,
-        peer: packet.peer,
-        addresses: stream.addresses(),
-        now_ms: proxy.workers.first().map_or(0, |worker| worker.clock.now_ms()),
-        tls: packet.tls.is_some(),
-        application_name: settings.get("application_name").unwrap_or_default().into(),
-        known_as: None,
-        secret_bytes: if packet.minor >= 2 { 32 } else { 4 },
-    };
-    let (handle, secret) = proxy.sessions.register(new);
-    if config.log.connections {
-        let address = ClientAddress(handle.peer);
-        info!(
-            login = handle.login.name, connection = handle.process_id, %address, tls = handle.tls,
-            "session opened without a tenant"
-        );
-    }
-    let reported =
-        no_tenant::startup_status(&settings, &handle.login.name, proxy.pools.server_version().as_deref());
-    let mut bytes = unsent;
-    reported.write(&mut bytes);
-    backend_key_data(&mut bytes, handle.process_id, &secret);
-    ready_for_query(&mut bytes, b'I');
-    let identity = Identity { login: Some(handle.login.clone()), tenant_access: None };
-    let rules = SessionRules { identity, memory, ..rules(&config, true) };
-    let mut side = ClientSide::new(rules, Arc::new(settings), first_serial(&handle));
-    (side.sent_parameters, side.startup_memory) = (reported.clone(), charge);
-    let session = ClientSession {
-        client: stream,
-        unsent: bytes.into(),
-        side,
-        inbox: packet.unread,
-        handle,
-        query_wait: config.timeouts.query_wait,
-        leaving: None,
-        switcher: Some(TenantSwitcher::new(proxy.clone(), None, reported)),
-        traffic: Traffic::default(),
-        proxy: proxy.clone(),
-    };
+    let server_version = proxy.pools.server_version();
+    let reported = no_tenant::startup_status(&settings, &client.login.name, server_version.as_deref());
+    let status =
+        StartupStatus { settings: Arc::new(settings), reported, notices: Arc::default(), start: None };
+    let rules = SessionRules { memory, ..rules(&config, true) };
+    let now_ms = proxy.workers.first().map_or(0, |worker| worker.clock.now_ms());
+    let mut session = open_session(client, rules, status, None, now_ms, &proxy);
+    session.side.startup_memory = charge;
     apply_missed_changes(&permit, &session.handle, &proxy).await;
     tokio::spawn(run_session(Box::new((session, SwitchTarget::NoTenant)), permit, None));
 }

@@ -222,3 +222,48 @@ pub enum DirectoryChange {
 pub fn allowed_from(list: &[IpNet], address: Option<IpAddr>) -> bool {
     list.is_empty() || address.is_some_and(|address| list.iter().any(|net| net.contains(&address)))
 }
+
+#[cfg(test)]
+impl Tenant {
+    /// A tenant whose roles are named `<name>_rw` and `<name>_ro`.
+    pub fn for_tests(id: i64, name: &str) -> Self {
+        let credential = |access: &str| Credential {
+            username: format!("{name}_{access}"),
+            password: "secret".to_owned().into(),
+        };
+        Self {
+            id,
+            name: name.to_owned(),
+            host: Arc::new(Host {
+                name: "default".to_owned(),
+                address: HostAddress::Tcp { name: "db".to_owned(), port: 5432 },
+                tls_mode: TlsMode::Prefer,
+                tls_root_ca: None,
+                max_connections: None,
+            }),
+            database: name.to_owned(),
+            read_write: credential("rw"),
+            read_only: Some(credential("ro")),
+            status: TenantStatus::Active,
+            status_reason: None,
+            pool_mode: None,
+            pool_size: None,
+            min_pool_size: None,
+            max_clients: None,
+            statement_timeout: None,
+            allow_from: Vec::new(),
+            grants_pending: false,
+            drain: false,
+            generation: 1,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Login {
+    /// The login `name`, with an empty verifier.
+    pub fn for_tests(name: &str, kind: LoginKind) -> Self {
+        let (id, name, verifier) = (1, name.to_owned(), String::new().into());
+        Self { id, name, kind, verifier, valid_until: None, disabled: false, allow_from: Vec::new() }
+    }
+}

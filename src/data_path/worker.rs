@@ -29,7 +29,6 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The coarse time.
     #[inline]
     pub fn now(&self) -> Duration {
         Duration::from_millis(self.now_ms.load(Ordering::Relaxed))
@@ -80,9 +79,6 @@ pub struct Workers {
 
 impl Workers {
     /// Starts `count` of them.
-    ///
-    /// # Errors
-    /// The operating system's: a thread or a reactor cannot be created.
     pub fn start(count: usize) -> io::Result<Self> {
         let mut all = Self { workers: Vec::new(), threads: Vec::new() };
         let clock = Arc::new(Clock::default());
@@ -106,7 +102,6 @@ impl Workers {
         Ok(all)
     }
 
-    /// Every worker.
     pub fn all(&self) -> &[Arc<Worker>] {
         &self.workers
     }

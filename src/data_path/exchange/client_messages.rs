@@ -17,7 +17,7 @@ use crate::{
     data_path::{
         functions::FoundEffects,
         prepared::{
-            ClientStatements, Statement, StatementName, parse_settings::ParseSettings, rename,
+            ClientStatements, Statement, parse_settings::ParseSettings, rename,
             sql_prepare_effects::escape_client_name,
         },
         session_state::{Settings, side_effects::SideEffects, state_query::StateChecks},
@@ -31,13 +31,15 @@ use crate::{
     },
 };
 
+/// Whether a message was handled, or must wait.
+pub(super) type Handled = Result<ControlFlow<WaitReason>, ClientError>;
+
 /// Handles a client's messages one at a time.
 pub struct ClientMessages<'a, 'c> {
     pub(super) statements: &'a mut ClientStatements,
     pub(super) rules: &'a SessionRules,
     /// The session's parse settings at the beginning of the transaction.
     pub(super) under: &'a Arc<ParseSettings>,
-    /// The settings of the startup packet.
     pub(super) startup: &'a Settings,
     pub(super) unnamed_serial: &'a mut u64,
     pub(super) sequence_use: &'a mut SequenceUse,
@@ -47,14 +49,8 @@ pub struct ClientMessages<'a, 'c> {
 }
 
 impl ClientMessages<'_, '_> {
-    /// Handles a message by its type.
     #[inline]
-    pub(super) fn message(
-        &mut self,
-        tag: u8,
-        bytes: &[u8],
-        whole: bool,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    pub(super) fn message(&mut self, tag: u8, bytes: &[u8], whole: bool) -> Handled {
         if self.server.checks.pending.is_some() {
             self.restore_startup(tag, bytes);
         }
@@ -102,19 +98,17 @@ impl ClientMessages<'_, '_> {
         self.server.replies.is_doubtful(name) || (!name.is_empty() && self.server.replies.is_deallocating())
     }
 
-    /// Records the side effects of a text that goes to the server.
     #[inline]
     pub(super) fn record(&mut self, side_effects: &SideEffects, alone: bool) {
         record_side_effects(side_effects, alone, self.sequence_use, self.rules, self.server);
     }
 
-    /// Records the functions that the text may call.
     #[inline]
     pub(super) fn record_calls(&mut self, text: &[u8], cached: Option<&FoundEffects>) {
         record_calls(text, cached, self.rules, self.server);
     }
 
-    fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
+    fn query(&mut self, bytes: &[u8], whole: bool) -> Handled {
         self.server.unanswered_bytes += bytes.len();
         if self.server.replies.is_skipping() {
             self.out.pass(bytes);
@@ -195,7 +189,7 @@ impl ClientMessages<'_, '_> {
         CONTINUE
     }
 
-    fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
+    fn parse(&mut self, bytes: &[u8], whole: bool) -> Handled {
         self.server.unanswered_bytes += bytes.len();
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = cstr(&mut body).map_err(violation)?;
@@ -243,8 +237,7 @@ impl ClientMessages<'_, '_> {
         if let Some(taken) = self.statements.get(name).cloned() {
             // The server has a statement of that name as well: its error is PostgreSQL's own.
             self.server.preparer(self.under, self.startup).ensure(&taken, self.out);
-            let statement_name = StatementName { client_name: Some(name.into()), statement: taken.clone() };
-            self.track(Request::ParseTaken(Box::new(statement_name)));
+            self.track(Request::ParseTaken(Box::new(taken.named(Some(name)))));
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
             return CONTINUE;
         }
@@ -277,8 +270,11 @@ impl ClientMessages<'_, '_> {
     pub(super) fn parse_statement(&mut self, bytes: &[u8], name: &[u8], statement: &Arc<Statement>) {
         let statement = statement.clone();
         self.server.preparer(self.under, self.startup).make_room_for(&statement, self.out.build());
-        let statement_name = StatementName { client_name: Some(name.into()), statement: statement.clone() };
-        if self.server.replies.track(Request::Parse(Some(Box::new(statement_name))), Origin::Client) {
+        if self
+            .server
+            .replies
+            .track(Request::Parse(Some(Box::new(statement.named(Some(name))))), Origin::Client)
+        {
             self.server.statements.queued(&statement, self.server.replies.batch());
             self.server.statements.counts.client_parses += 1;
             self.statements.insert(name, statement.clone());
@@ -288,7 +284,7 @@ impl ClientMessages<'_, '_> {
         describe_parsed(&statement, Some(name), Origin::Prepare, replies, self.out.build());
     }
 
-    fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
+    fn bind(&mut self, bytes: &[u8], whole: bool) -> Handled {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
@@ -311,13 +307,8 @@ impl ClientMessages<'_, '_> {
                 self.bind_with_names(portal, &sql_names);
             }
             self.statements.run_unnamed();
-            record_side_effects(
-                self.statements.unnamed_side_effects(),
-                false,
-                self.sequence_use,
-                self.rules,
-                self.server,
-            );
+            let side_effects = self.statements.unnamed_side_effects();
+            record_side_effects(side_effects, false, self.sequence_use, self.rules, self.server);
             self.discard_sequences_before_text(false);
             record_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
             self.server.record_resets(self.statements.unnamed_side_effects(), self.startup, Some(portal));
@@ -351,7 +342,10 @@ impl ClientMessages<'_, '_> {
         let statement = match self.usable_statement(name, statement) {
             Ok(Some(statement)) => statement,
             Ok(None) => return AWAIT_REPLIES,
-            Err(limit) => return self.reject_bind_over_limit(limit, whole),
+            Err(limit) => {
+                self.return_state.rejected |= !whole;
+                return self.reject_over_limit(b'B', limit);
+            }
         };
         if statement.sql_names.is_some() && self.server.replies.may_have_others() {
             return AWAIT_REPLIES;
@@ -380,7 +374,7 @@ impl ClientMessages<'_, '_> {
         CONTINUE
     }
 
-    fn describe(&mut self, bytes: &[u8]) -> Result<ControlFlow<WaitReason>, ClientError> {
+    fn describe(&mut self, bytes: &[u8]) -> Handled {
         let (kind, name) = kind_and_name(bytes)?;
         if kind == b'S' && (self.may_change_meaning(name) || self.server.replies.is_unnamed_doubtful()) {
             return AWAIT_REPLIES;
@@ -427,7 +421,7 @@ impl ClientMessages<'_, '_> {
 
     /// Close. Removes the client's name; the statement stays on the server for other sessions. The name in
     /// the Close is unknown to the server, and PostgreSQL answers such a Close with CloseComplete.
-    fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<WaitReason>, ClientError> {
+    fn close(&mut self, bytes: &[u8]) -> Handled {
         self.server.unanswered_bytes += bytes.len();
         let (kind, name) = kind_and_name(bytes)?;
         if kind == b'S' && self.may_change_meaning(name) {
@@ -437,14 +431,13 @@ impl ClientMessages<'_, '_> {
         if kind == b'S' && statement.is_none() && self.may_be_unstored() {
             self.record_unread_text();
         }
-        let statement_name =
-            statement.map(|statement| Box::new(StatementName { client_name: Some(name.into()), statement }));
+        let closed = statement.map(|statement| Box::new(statement.named(Some(name))));
         if kind == b'S' && name.is_empty() {
             if self.track_unnamed(Request::CloseUnnamed) {
                 self.statements.forget_unnamed();
                 self.server.statements.set_unnamed(0);
             }
-        } else if self.server.replies.track(Request::Close(statement_name), Origin::Client) && kind == b'S' {
+        } else if self.server.replies.track(Request::Close(closed), Origin::Client) && kind == b'S' {
             self.statements.remove(name);
         }
         self.out.pass(bytes);
@@ -477,5 +470,4 @@ fn record_calls(text: &[u8], cached: Option<&FoundEffects>, rules: &SessionRules
     }
 }
 
-/// The message was handled.
-pub(super) const CONTINUE: Result<ControlFlow<WaitReason>, ClientError> = Ok(ControlFlow::Continue(()));
+pub(super) const CONTINUE: Handled = Ok(ControlFlow::Continue(()));

@@ -61,7 +61,7 @@ pub struct ClientSide {
 }
 
 /// What does not change between a session's messages: its limits, its login and its pool's shared state.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct SessionRules {
     /// Statements and settings move with the session from server to server: `pool_mode = "transaction"`.
     pub follow: bool,
@@ -71,8 +71,7 @@ pub struct SessionRules {
     pub current_tenant: CurrentTenant,
     /// The roles under which its servers run.
     pub identity: Identity,
-    /// Some statements of the session must not reach a server: a Bind is received whole if it is short
-    /// enough.
+    /// Some statements of the session must not reach a server: a Bind is received whole if it is short.
     pub sees_binds: bool,
     /// The pool's shared statements.
     pub shared_statements: Arc<SharedStatements>,
@@ -97,22 +96,7 @@ pub struct SessionRules {
 impl SessionRules {
     /// Rules for reading replies that no client receives.
     pub fn for_discarded_replies(table: &Arc<SharedStatements>) -> Self {
-        Self {
-            follow: false,
-            may_switch_tenant: false,
-            current_tenant: CurrentTenant::First,
-            identity: Identity::default(),
-            sees_binds: false,
-            shared_statements: table.clone(),
-            functions: Arc::default(),
-            inspect_bytes_max: 0,
-            statements_max: 0,
-            statements_bytes_max: 0,
-            unanswered_max: usize::MAX,
-            settings_max: 0,
-            settings_bytes_max: 0,
-            memory: Arc::default(),
-        }
+        Self { shared_statements: table.clone(), unanswered_max: usize::MAX, ..Self::default() }
     }
 }
 
@@ -123,8 +107,7 @@ pub enum Flow {
     Continues,
     /// The client sent Terminate.
     Terminated,
-    /// The first message of these bytes chooses the tenant. They were not passed on, and wait until all
-    /// replies have arrived.
+    /// The first message of these bytes chooses the tenant. They wait for all pending replies.
     ChoosesTenant(Vec<u8>),
     /// The last message may return the session to another tenant: these bytes wait for its reply.
     Pauses(Vec<u8>),
@@ -135,8 +118,7 @@ pub enum Flow {
 }
 
 impl ClientSide {
-    /// A session that has just logged in. `first_serial` is unique in the process, with 32 bits of room above
-    /// it.
+    /// A session that begins. `first_serial` is unique in the process, with 32 bits of room above it.
     pub fn new(rules: SessionRules, wanted: Arc<Settings>, first_serial: u64) -> Self {
         Self {
             framer: Framer::default(),
@@ -227,10 +209,7 @@ impl ClientSide {
         }
     }
 
-    /// Takes bytes from the client; `out` gets the bytes for the server.
-    ///
-    /// # Errors
-    /// The client broke the protocol or a limit; the session ends.
+    /// Takes bytes from the client; `out` gets the bytes for the server. After an error the session ends.
     #[inline]
     pub fn take(
         &mut self,
@@ -331,7 +310,6 @@ impl ClientSide {
     }
 }
 
-/// Reads a client's messages.
 struct MessageReader<'a> {
     framer: &'a mut Framer,
     skipped: &'a mut SkippedMessage,
@@ -343,8 +321,7 @@ struct MessageReader<'a> {
 const CHOICE_BYTES_MAX: usize = 1024;
 
 impl ClientSide {
-    /// Makes the server reject the first message of `inbox`, which must be whole. Returns the message's
-    /// length in bytes.
+    /// Makes the server reject the first, whole message of `inbox`. Returns the message's length in bytes.
     pub fn reject(
         &mut self,
         inbox: &[u8],
@@ -369,9 +346,6 @@ pub fn violation(error: FrameError) -> ClientError {
 }
 
 /// How much of a client's message must be received before it is handled.
-///
-/// # Errors
-/// The header is invalid.
 #[inline]
 pub fn need_of_client(tag: u8, length: usize, rules: &SessionRules) -> Result<Need, FrameError> {
     Ok(match tag {

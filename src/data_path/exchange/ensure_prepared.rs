@@ -8,7 +8,7 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::ClientMessages,
+    client_messages::{ClientMessages, Handled},
     client_side::Flow,
     parse_under::ParseContext,
     pending_replies::{Origin, Request},
@@ -23,7 +23,7 @@ use crate::{
         },
         session_state::side_effects::SideEffects,
     },
-    error::{ClientError, Limit, RequestError},
+    error::{Limit, RequestError},
     wire::{frame::cstr, message::append},
 };
 
@@ -42,10 +42,8 @@ pub(super) enum Ensured {
 }
 
 /// The message waits for pending replies.
-pub(super) const AWAIT_REPLIES: Result<ControlFlow<WaitReason>, ClientError> =
-    Ok(ControlFlow::Break(WaitReason::Replies));
+pub(super) const AWAIT_REPLIES: Handled = Ok(ControlFlow::Break(WaitReason::Replies));
 
-/// Why a message must wait.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum WaitReason {
     /// It chooses the tenant.
@@ -73,9 +71,8 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// The statement of a client's Parse: shared with all sessions that have the same settings. If the
-    /// transaction has changed settings, the session gets its own statement and the server is asked for its
-    /// settings.
+    /// The statement of a client's Parse: shared with all sessions that have the same settings. Where the
+    /// transaction has changed settings, it gets its own statement and the server is asked for its settings.
     pub(super) fn new_statement(
         &mut self,
         body: &[u8],
@@ -93,8 +90,7 @@ impl ClientMessages<'_, '_> {
         self.rules.shared_statements.own(body, &under, side_effects, sql_names)
     }
 
-    /// The settings under which the next text is parsed. If they are unknown, the server is asked for them
-    /// first.
+    /// The settings under which the next text is parsed. If they are unknown, the server is asked first.
     #[cold]
     pub(super) fn settings_now(&mut self, origin: Origin) -> Arc<ParseSettings> {
         let Preparer { replies, context, .. } = self.server.preparer(self.under, self.startup);
@@ -106,9 +102,7 @@ impl ClientMessages<'_, '_> {
 
     /// The statement `name` for use under the present settings. A shared statement whose settings have
     /// changed since its Parse becomes the session's own. `None`: the message must wait for pending replies.
-    ///
-    /// # Errors
-    /// The limit that one more copy of the text would exceed.
+    /// The error is the limit that one more copy of the text would exceed.
     #[inline]
     pub(super) fn usable_statement(
         &mut self,
@@ -142,8 +136,10 @@ impl ClientMessages<'_, '_> {
             if self.server.replies.may_have_others() {
                 return Ensured::Awaited;
             }
+            // The proxy answered its Parse before any server had received it.
             if self.statements.take_deferred(name) {
-                self.ensure_deferred(name, statement);
+                let mut preparer = self.server.preparer(self.under, self.startup);
+                preparer.prepare(statement, Some(name), Origin::Prepare, self.out.build());
                 return Ensured::Present;
             }
         }
@@ -172,24 +168,16 @@ impl ClientMessages<'_, '_> {
                 return Ensured::Awaited;
             }
             _ if replies.may_have_others() => return Ensured::Awaited,
-            _ => Preparer { statements, replies, context }.prepare(
-                statement,
-                Origin::Prepare,
-                self.out.build(),
-            ),
+            _ => {
+                let mut preparer = Preparer { statements, replies, context };
+                preparer.prepare(statement, None, Origin::Prepare, self.out.build())
+            }
         };
         if !is_described || statement.description.get().is_none() || replies.takes_copy_data() {
             return Ensured::Present;
         }
         *awaited_description = Some((statement.clone(), false));
         Ensured::Awaited
-    }
-
-    /// Prepares a statement whose Parse the proxy answered before any server had received it.
-    #[cold]
-    pub(super) fn ensure_deferred(&mut self, name: &[u8], statement: &Arc<Statement>) {
-        let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.prepare_as(statement, Some(name), Origin::Prepare, self.out.build());
     }
 
     /// Makes the server reject a Bind or Describe; the client gets PostgreSQL's error for a changed result.

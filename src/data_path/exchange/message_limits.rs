@@ -1,12 +1,11 @@
 //! Limits on what a client's messages make the proxy keep. A message over a limit fails like a failed
 //! statement, as far as the proxy can tell before a server has run it.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::sync::Arc;
 
 use super::{
-    client_messages::{CONTINUE, ClientMessages},
+    client_messages::{CONTINUE, ClientMessages, Handled},
     client_side::{ClientSide, SessionRules},
-    ensure_prepared::WaitReason,
     server_side::ServerSide,
 };
 use crate::{
@@ -18,18 +17,13 @@ use crate::{
     error::{ClientError, Limit, RequestError},
 };
 
-/// Most bytes of texts and names with pending replies, and most bytes that the proxy adds to a client's
-/// messages.
+/// Most bytes of texts and names with pending replies, and most that the proxy adds to a client's messages.
 const UNANSWERED_BYTES_MAX: usize = 1 << 20;
 
 /// Startup parameters up to this many bytes are not charged.
 const STARTUP_BYTES_UNCOUNTED: usize = 1024;
 
-/// The memory charge for startup parameters: the proxy keeps them twice, once as requested and once as
-/// reported.
-///
-/// # Errors
-/// The memory limit would be exceeded.
+/// The memory charge for startup parameters: the proxy keeps them twice, as requested and as reported.
 pub fn startup_charge(startup: &Settings, memory: &Arc<Account>) -> Result<Charge, ClientError> {
     let mut charge = Charge::default();
     let bytes = startup.bytes();
@@ -43,9 +37,6 @@ pub fn startup_charge(startup: &Settings, memory: &Arc<Account>) -> Result<Charg
 
 impl SessionRules {
     /// Checks that a client with these statements may prepare `more` of them with `text` bytes.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded.
     pub fn admit(&self, statements: &ClientStatements, more: usize, text: usize) -> Result<(), Limit> {
         let bytes = Statement::memory_of(more, text);
         if statements.len() + more > self.statements_max {
@@ -58,9 +49,6 @@ impl SessionRules {
     }
 
     /// Checks that a session with these settings may run a text that sets parameters.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded.
     #[inline]
     pub fn admit_settings(&self, settings: &Settings, side_effects: &SideEffects) -> Result<(), Limit> {
         if side_effects.set_bytes == 0 { Ok(()) } else { self.admit_set(settings, side_effects) }
@@ -108,10 +96,7 @@ impl ClientSide {
         self.rules.memory = memory;
     }
 
-    /// Replaces the session's settings.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded; nothing has changed then.
+    /// Replaces the session's settings. Nothing changes on an error.
     pub fn keep(&mut self, settings: Arc<Settings>) -> Result<(), Limit> {
         let bytes = if Arc::ptr_eq(&settings, &self.startup) { 0 } else { settings.bytes() };
         if bytes > self.rules.settings_bytes_max && bytes > self.settings_memory.bytes() {
@@ -163,26 +148,10 @@ impl ClientMessages<'_, '_> {
         is_request && self.server.is_full(self.rules.unanswered_max, self.out.built())
     }
 
-    /// Rejects a message; the client gets an error.
     #[cold]
-    pub(super) fn reject_over_limit(
-        &mut self,
-        tag: u8,
-        limit: Limit,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    pub(super) fn reject_over_limit(&mut self, tag: u8, limit: Limit) -> Handled {
         self.reject(tag, limit);
         CONTINUE
-    }
-
-    /// Rejects a Bind, of which more may be to come.
-    #[cold]
-    pub(super) fn reject_bind_over_limit(
-        &mut self,
-        limit: Limit,
-        whole: bool,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        self.return_state.rejected |= !whole;
-        self.reject_over_limit(b'B', limit)
     }
 
     /// Checks that the text of an unnamed statement, and what it sets, may be kept.

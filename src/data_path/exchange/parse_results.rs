@@ -53,13 +53,11 @@ impl ServerSide {
         }
     }
 
-    /// Reads one setting from a DataRow.
     #[cold]
     pub(super) fn add_setting(&mut self, row: &[u8]) {
         self.settings_answer = self.settings_answer.take().and_then(|settings| with_setting(settings, row));
     }
 
-    /// The server's settings are complete.
     #[cold]
     pub(super) fn complete_settings(&mut self, settings: &ParseSettings) {
         let answer = self.settings_answer.replace(Settings::default());

@@ -24,8 +24,7 @@ use crate::{
 pub struct ParseContext<'a> {
     /// `None`: a change is possible that has not been checked.
     pub under: Option<&'a Arc<ParseSettings>>,
-    /// The settings of the startup packet. Servers of a replaced pool may start with others; they hold for
-    /// earlier texts too.
+    /// The settings of the startup packet. They hold for texts of a replaced pool too.
     pub startup: &'a Settings,
     /// The server's settings at the beginning of the transaction.
     pub applied: &'a Settings,
@@ -63,8 +62,7 @@ impl<'a> ParseContext<'a> {
         self.under.is_some_and(|under| Arc::ptr_eq(under, those))
     }
 
-    /// The settings to set for a Parse under `those`; `None` if they are in place, unknown, or cannot be set
-    /// now.
+    /// The settings to set for a Parse under `those`; `None` if they are in place, unknown or cannot be set.
     fn settings_to_enter(&self, those: &Arc<ParseSettings>, replies: &ReplyTracker) -> Option<Settings> {
         let can_set = replies.status() != b'E' && !replies.takes_copy_data() && !replies.is_skipping();
         if self.is(those) || !can_set {
@@ -85,8 +83,7 @@ impl<'a> ParseContext<'a> {
         ["role"].into_iter().chain(applied.chain(self.checks.named()).filter(|name| name.contains('.')))
     }
 
-    /// Calls `parses`, which sends the text, between ENTER and LEAVE if the settings `matter` to it. Returns
-    /// its result.
+    /// Calls `parses`, between ENTER and LEAVE if the settings `matter` to the text. Returns its result.
     pub fn parse_under(
         &self,
         those: &Arc<ParseSettings>,
@@ -110,8 +107,7 @@ impl<'a> ParseContext<'a> {
         is_sent
     }
 
-    /// Asks the server for its settings before the next text. The result is filled in when the answer
-    /// arrives.
+    /// Asks the server for its settings before the next text. The answer fills in the result.
     pub fn request_settings(
         &self,
         origin: Origin,

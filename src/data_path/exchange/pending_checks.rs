@@ -36,7 +36,7 @@ pub struct PendingChecks {
     /// All checks come from one LOAD, which ran outside a transaction block.
     only_loads: bool,
     /// RESET ALL or DISCARD ALL was sent.
-    resets: bool,
+    pub resets: bool,
     /// The answer decides whether settings still pin the server.
     decides_on_settings: bool,
     /// The transaction may have changed settings that matter for parsing, perhaps with SET LOCAL only.
@@ -48,7 +48,7 @@ pub struct PendingChecks {
     /// The transaction may change functions.
     functions_changing: Option<FunctionsChanging>,
     /// Texts that may call functions that are not loaded yet.
-    before_load: Option<Box<TextsBeforeLoad>>,
+    pub before_load: Option<Box<TextsBeforeLoad>>,
     /// Parameters that texts have reset.
     reset_parameters: Resets,
     /// Startup parameters to be set again after such a reset.
@@ -85,8 +85,7 @@ impl PendingChecks {
         self.checks.is_empty() && self.pins.is_empty() && !self.resets && self.before_load.is_none()
     }
 
-    /// Records the side effects of a text that goes to the server. `alone`: it runs in a transaction of its
-    /// own.
+    /// Records the effects of a text that goes to the server. `alone`: it runs in a transaction of its own.
     #[inline]
     pub fn record(&mut self, side_effects: &SideEffects, alone: bool) {
         let checks = side_effects.checks.difference(StateChecks::LOCAL_SETTINGS);
@@ -135,16 +134,6 @@ impl PendingChecks {
         }
     }
 
-    /// Returns the texts to be looked up again after the functions are loaded.
-    pub fn take_before_load(&mut self) -> Option<Box<TextsBeforeLoad>> {
-        self.before_load.take()
-    }
-
-    /// Whether the functions must be loaded.
-    pub fn must_load_functions(&self) -> bool {
-        self.checks.contains(StateChecks::COMPARE_FUNCTIONS)
-    }
-
     /// Whether nothing is to be done except loading functions.
     pub fn only_loads_functions(&self) -> bool {
         self.checks.difference(StateChecks::COMPARE_FUNCTIONS).is_empty()
@@ -168,24 +157,9 @@ impl PendingChecks {
         self.checks.insert(checks);
     }
 
-    /// Records that RESET ALL or DISCARD ALL goes to the server.
-    pub fn record_reset(&mut self) {
-        self.resets = true;
-    }
-
-    /// Whether RESET ALL or DISCARD ALL was sent.
-    pub fn resets(&self) -> bool {
-        self.resets
-    }
-
     /// Whether any of these checks is pending.
     pub fn includes(&self, what: StateChecks) -> bool {
         self.checks.intersects(what)
-    }
-
-    /// Whether any parameter may have been set.
-    pub fn includes_any_setting(&self) -> bool {
-        self.checks.contains(StateChecks::ANY_SETTING)
     }
 
     /// Decides whether the answer can end a pin for settings. Only an answer about all settings can: checks
@@ -208,8 +182,7 @@ impl PendingChecks {
         !self.checks.difference(unasked).is_empty()
     }
 
-    /// The state after a successful driver reset, without asking the server. `None` if other checks are
-    /// pending.
+    /// The state after a successful driver reset, without a query. `None` if other checks are pending.
     pub fn after_driver_reset(&self, wanted: &Settings, startup: &Settings) -> Option<CheckedState> {
         match self.driver_reset? {
             DriverReset::KeepsSettings => {
@@ -261,8 +234,7 @@ impl PendingChecks {
         self.changes_parsing
     }
 
-    /// Records a shared statement. It must not stay shared if functions have changed settings before its
-    /// Parse.
+    /// Records a shared statement. It is unshared if functions have changed settings before its Parse.
     #[inline]
     pub fn prepares(&mut self, statement: &Arc<Statement>) {
         if self.before_load.is_some() && statement.has_fixed_meaning {
@@ -282,9 +254,8 @@ impl PendingChecks {
         self.parsed.push(under.clone());
     }
 
-    /// Fills in the recorded parse settings: `before` and `left` are the settings before and after the
-    /// transaction. The lexer's settings are those of `before`, because PostgreSQL scans a text before it
-    /// runs any of it.
+    /// Fills in the recorded parse settings: `before` and `left` are those before and after the transaction.
+    /// The lexer's settings are those of `before`, because PostgreSQL scans a text before it runs any of it.
     pub fn set_parsed_settings(&self, before: &Settings, left: &Settings) {
         if self.parsed.is_empty() {
             return;
@@ -392,8 +363,7 @@ impl PendingChecks {
         (without_long_values(&parts.join(" UNION ALL "), max.value_bytes), array_literal(names.into_iter()))
     }
 
-    /// Reads the answer: sets `pins` and returns the settings. Reset parameters of `startup` are wanted
-    /// again.
+    /// Reads the answer: sets `pins` and returns the settings. Reset ones of `startup` are wanted again.
     pub fn answered(
         &self,
         rows: &[Vec<Option<Vec<u8>>>],
@@ -474,8 +444,7 @@ const HAS_OTHER_USER: &str = "(SELECT usesysid FROM pg_catalog.pg_stat_get_activ
 const HAS_SUPERUSER_SETTING: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source = 'session' AND context = 'superuser') \
      AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user)";
 
-/// Marks settings with unknown names among a server's settings. No session has it, so RESET ALL comes
-/// before the next use.
+/// Marks settings with unknown names among a server's settings. RESET ALL comes before the next use.
 const UNKNOWN_SETTINGS: &str = "pglobby.unnamed";
 
 /// Replaces rows of more than `bytes_max` bytes by an `l` row.

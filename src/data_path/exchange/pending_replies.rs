@@ -35,8 +35,7 @@ pub enum Origin {
     TryPrepare,
     /// The proxy's own request: the client gets no reply. An error closes both connections.
     Proxy,
-    /// The proxy sends it in place of a client's request, to fail: the client gets the error in the proxy's
-    /// words.
+    /// Sent in place of a client's request, to fail: the client gets the error in the proxy's words.
     Denied(RequestError),
 }
 
@@ -208,8 +207,7 @@ pub struct ReplyTracker {
     status: u8,
     batch: Batch,
     unanswered: Unanswered,
-    /// Counts the client's Syncs: a statement that an earlier batch prepares is not certain until its reply
-    /// is in.
+    /// Counts the client's Syncs: what an earlier batch prepares is uncertain until its reply is in.
     batches: u32,
     /// Why the server stays with the session after the transaction.
     pins: Pins,
@@ -346,15 +344,13 @@ impl ReplyTracker {
         self.unanswered.contains(Unanswered::NAMED_EARLIER) && self.may_mean_another(name)
     }
 
-    /// Whether an earlier batch may yet fail, and leave the server without a named statement that it is
-    /// thought to have.
+    /// Whether an earlier batch may yet fail, and the server then lacks a named statement.
     #[inline]
     pub fn may_have_others(&self) -> bool {
         self.unanswered.contains(Unanswered::NAMED_EARLIER) && self.is_awaited()
     }
 
-    /// The same of the unnamed statement. A request behind its Parse in the same batch is skipped with the
-    /// Parse.
+    /// The same of the unnamed statement. A request behind its Parse in one batch is skipped with it.
     #[inline]
     pub fn is_unnamed_doubtful(&self) -> bool {
         let unnamed = Unanswered::UNNAMED_IN_BATCH | Unanswered::UNNAMED_EARLIER;
@@ -375,8 +371,7 @@ impl ReplyTracker {
         })
     }
 
-    /// A pending Close of the client's `name` closes `new` in place of `old`: `new` is restored if the Close
-    /// is skipped.
+    /// A pending Close of `name` closes `new` in place of `old`: `new` is restored if the Close is skipped.
     #[cold]
     pub fn closes_instead(&mut self, name: &[u8], old: &Statement, new: &Arc<Statement>) {
         for reply in &mut self.pending {
@@ -421,8 +416,7 @@ impl ReplyTracker {
         self.batch == Batch::Open && self.is_working()
     }
 
-    /// Whether a pending request may deallocate statements. The client's present message then waits until all
-    /// is answered.
+    /// Whether a pending request may deallocate statements. The client's message then waits for all replies.
     #[inline]
     pub fn is_deallocating(&mut self) -> bool {
         if !self.unanswered.contains(Unanswered::DEALLOCATION) {
@@ -455,10 +449,7 @@ impl ReplyTracker {
         self.unanswered.contains(Unanswered::COMMIT)
     }
 
-    /// A message other than ErrorResponse and ReadyForQuery has arrived.
-    ///
-    /// # Errors
-    /// [`Desync`]: it answers no request.
+    /// A message other than ErrorResponse and ReadyForQuery has arrived. [`Desync`]: it answers no request.
     #[inline(always)]
     pub fn reply(&mut self, tag: u8) -> Result<ReplyOutcome, Desync> {
         let Some(front) = self.pending.front() else {
@@ -503,8 +494,6 @@ impl ReplyTracker {
 
     /// An ErrorResponse has arrived. Calls `skipped` for every request of the batch that the server now
     /// skips, latest first, and last for the one that failed. Returns on whose behalf that one was.
-    ///
-    /// # Errors
     /// [`Desync`]: it answers no request.
     pub fn error(&mut self, mut skipped: impl FnMut(PendingReply, SkippedRequest)) -> Result<Origin, Desync> {
         self.batch.end_copy();
@@ -529,10 +518,7 @@ impl ReplyTracker {
         Ok(origin)
     }
 
-    /// ReadyForQuery has arrived. `true`: the client gets it.
-    ///
-    /// # Errors
-    /// [`Desync`]: the oldest pending reply is another.
+    /// ReadyForQuery has arrived. `true`: the client gets it. [`Desync`]: another reply is pending first.
     #[inline]
     pub fn ready(&mut self, status: u8) -> Result<bool, Desync> {
         if !matches!(status, b'I' | b'T' | b'E') {

@@ -12,8 +12,7 @@ pub type SignalSender<'s> = &'s dyn Fn(i32, BackendSignal) -> bool;
 /// PostgreSQL's process numbers are below this one (Linux), and session numbers are not.
 const NUMBER_MIN: i32 = 1 << 22;
 
-/// The server function that sends the warning. The warning is translated, except for this name and the
-/// number.
+/// The server's function that warns. The warning is translated, except for this name and the number.
 const SIGNAL_ROUTINE: &[u8] = b"pg_signal_backend";
 
 /// The calls in the texts that the server is working on.

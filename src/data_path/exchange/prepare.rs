@@ -11,7 +11,7 @@ use super::{
 use crate::{
     data_path::{
         prepared::{
-            ClientStatements, OnServer, ServerStatements, Statement, StatementName,
+            ClientStatements, OnServer, ServerStatements, Statement,
             client_statements::UnnamedStatement,
             parse_settings::ParseSettings,
             row_description::has_fixed_meaning,
@@ -34,8 +34,7 @@ pub(super) struct Preparer<'s> {
 }
 
 impl ServerSide {
-    /// The parts that prepare a statement. `under` are the session's settings at the beginning of the
-    /// transaction.
+    /// What prepares a statement. `under` are the session's settings at the beginning of the transaction.
     #[inline]
     pub(super) fn preparer<'s>(
         &'s mut self,
@@ -85,8 +84,8 @@ impl Preparer<'_> {
     /// Closes a statement. `false`: the server does not have it, or skips the Close and keeps it.
     pub fn close(&mut self, id: u64, out: &mut Vec<u8>) -> bool {
         let Some(statement) = self.statements.get(id).cloned() else { return false };
-        let statement_name = StatementName { client_name: None, statement: statement.clone() };
-        let is_sent = self.replies.track(Request::Close(Some(Box::new(statement_name))), Origin::Prepare);
+        let closed = Box::new(statement.named(None));
+        let is_sent = self.replies.track(Request::Close(Some(closed)), Origin::Prepare);
         if is_sent {
             close_statement(statement.server_name(), out);
             self.statements.remove(&statement);
@@ -97,7 +96,7 @@ impl Preparer<'_> {
     /// Prepares `statement` if the server lacks it.
     pub fn ensure(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
         if self.statements.find(statement, self.replies.batch()) == OnServer::Missing {
-            self.prepare(statement, Origin::Prepare, out.build());
+            self.prepare(statement, None, Origin::Prepare, out.build());
         }
     }
 
@@ -105,22 +104,16 @@ impl Preparer<'_> {
     /// would skip the query and wait for a Sync. If the Parse fails, the query's EXECUTE reports the error.
     #[cold]
     pub fn ensure_for_query(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
-        if !self.statements.has(statement) && self.prepare(statement, Origin::TryPrepare, out.build()) {
+        if !self.statements.has(statement) && self.prepare(statement, None, Origin::TryPrepare, out.build()) {
             let _ = self.replies.track(Request::Sync, Origin::Proxy);
             append(out.build(), b'S', |_| {});
         }
     }
 
-    /// Prepares `statement` even if the server has it. `false`: the server skips it.
+    /// Prepares `statement` even if the server has it. `false`: the server skips it. `client_name`: the client
+    /// has just prepared it by this name, and gets the row description that it has now.
     #[cold]
-    pub fn prepare(&mut self, statement: &Arc<Statement>, origin: Origin, out: &mut Vec<u8>) -> bool {
-        self.prepare_as(statement, None, origin, out)
-    }
-
-    /// The same. `client_name`: the client has just prepared it by this name, and gets the row description
-    /// that it has now.
-    #[cold]
-    pub fn prepare_as(
+    pub fn prepare(
         &mut self,
         statement: &Arc<Statement>,
         client_name: Option<&[u8]>,
@@ -133,8 +126,7 @@ impl Preparer<'_> {
             if statement.in_sql {
                 return prepare_in_sql(statements, statement, origin, replies, out);
             }
-            let statement_name = StatementName { client_name: None, statement: statement.clone() };
-            let is_sent = replies.track(Request::Parse(Some(Box::new(statement_name))), origin);
+            let is_sent = replies.track(Request::Parse(Some(Box::new(statement.named(None)))), origin);
             if is_sent {
                 statements.queued(statement, replies.batch());
                 parse(statement.server_name(), statement.body(), out);
@@ -189,10 +181,8 @@ pub(super) fn describe_parsed(
     replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) {
-    let statement_name =
-        StatementName { client_name: client_name.map(Into::into), statement: statement.clone() };
     if statement.is_description_checked
-        && replies.track(Request::DescribeParsed(Box::new(statement_name)), origin)
+        && replies.track(Request::DescribeParsed(Box::new(statement.named(client_name))), origin)
     {
         append(out, b'D', |out| {
             out.push(b'S');
@@ -210,9 +200,8 @@ fn prepare_in_sql(
     replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) -> bool {
-    let statement_name = StatementName { client_name: None, statement: statement.clone() };
     let prepare_effects = PrepareEffects {
-        effects: [PrepareEffect::Prepares(statement_name)].into(),
+        effects: [PrepareEffect::Prepares(statement.named(None))].into(),
         ..PrepareEffects::default()
     };
     let is_sent = replies.track(Request::Parse(None), origin);

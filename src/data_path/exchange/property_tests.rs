@@ -10,7 +10,7 @@ use std::{
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{return_to_tenant::CurrentTenant, *};
+use super::*;
 use crate::{
     data_path::{
         functions::FunctionEffects,
@@ -25,7 +25,6 @@ use crate::{
     },
 };
 
-/// A client's messages.
 #[derive(Debug, Clone)]
 pub(super) enum Message {
     Parse(&'static str, &'static str),
@@ -323,10 +322,6 @@ fn error(out: &mut Vec<u8>) {
 pub(super) fn client(table: &std::sync::Arc<SharedStatements>, number: u64) -> ClientSide {
     let rules = SessionRules {
         follow: true,
-        may_switch_tenant: false,
-        current_tenant: CurrentTenant::First,
-        identity: Default::default(),
-        sees_binds: false,
         shared_statements: table.clone(),
         functions: std::sync::Arc::new(FunctionEffects::without_functions()),
         inspect_bytes_max: 1 << 20,
@@ -335,7 +330,7 @@ pub(super) fn client(table: &std::sync::Arc<SharedStatements>, number: u64) -> C
         unanswered_max: 1000,
         settings_max: 100,
         settings_bytes_max: 1 << 20,
-        memory: std::sync::Arc::default(),
+        ..SessionRules::default()
     };
     ClientSide::new(rules, std::sync::Arc::<Settings>::default(), (number + 1) << 32)
 }

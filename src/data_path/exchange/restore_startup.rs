@@ -23,8 +23,7 @@ use crate::{
 };
 
 /// Sets each $1 that has been reset to $2, with $3 for this transaction only. A parameter whose RESET failed
-/// or was rolled back is left alone. A parameter that pg_settings does not list counts as reset if it is
-/// empty.
+/// or was rolled back is left alone. One that pg_settings does not list counts as reset if it is empty.
 const RESTORE: &[u8] = b"SELECT pg_catalog.set_config(n, v, l) FROM ROWS FROM (pg_catalog.unnest($1::text[]), \
         pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::boolean[])) AS given (n, v, l) \
       WHERE coalesce((SELECT source <> 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n), \
@@ -94,7 +93,7 @@ impl ClientMessages<'_, '_> {
                 let portal = cstr(&mut body).unwrap_or_default();
                 pending.portal_bound(portal);
                 let runs = Self::text_runs_without_restore(
-                    Ok(self.text_of(cstr(&mut body).unwrap_or_default())),
+                    Ok(self.statements.text(cstr(&mut body).unwrap_or_default()).unwrap_or_default()),
                     pending,
                 );
                 if runs {
@@ -105,7 +104,7 @@ impl ClientMessages<'_, '_> {
             b'D' => {
                 body.first() != Some(&b'S') || {
                     let name = cstr(&mut body.get(1..).unwrap_or_default()).unwrap_or_default();
-                    forbids_restore(self.text_of(name))
+                    forbids_restore(self.statements.text(name).unwrap_or_default())
                 }
             }
             b'E' => pending.skip_portal.as_deref() == cstr(&mut body).ok(),
@@ -121,15 +120,6 @@ impl ClientMessages<'_, '_> {
             pending.repeat_restore();
         }
         runs
-    }
-
-    /// The text of a prepared statement.
-    fn text_of(&self, name: &[u8]) -> &[u8] {
-        let body = match name {
-            b"" => self.statements.unnamed_body(),
-            name => self.statements.get(name).map(|statement| statement.body()),
-        };
-        cstr(&mut body.unwrap_or_default()).unwrap_or_default()
     }
 
     /// Sends the restore that is due. The after-transaction check then asks for the server's settings.

@@ -30,8 +30,7 @@ pub enum ReturnPoint {
     None,
     /// At its end.
     AtEnd,
-    /// Before its end: its last statements would still run here. Or it begins the next transaction at once
-    /// (AND CHAIN).
+    /// Before its end: its last statements would still run here. Or it is AND CHAIN.
     Within,
 }
 
@@ -60,8 +59,7 @@ impl ReturnPoint {
 /// What the messages so far mean for the next ones.
 #[derive(Debug, Default)]
 pub(super) struct ReturnState {
-    /// This batch returns the session: the rest of it must not run. A query or a function call ends the
-    /// batch.
+    /// This batch returns the session: the rest of it must not run. A query or function call ends the batch.
     ended: bool,
     /// Bytes after this message wait for its reply.
     pub pauses: bool,
@@ -70,8 +68,7 @@ pub(super) struct ReturnState {
 }
 
 impl ClientMessages<'_, '_> {
-    /// Checks a message of a session that is not with its first tenant. `false`: the message has been
-    /// rejected.
+    /// Checks a message of a session that is not with its first tenant. `false`: it has been rejected.
     #[cold]
     pub(super) fn may_run(&mut self, tag: u8, bytes: &[u8], whole: bool) -> Result<bool, ClientError> {
         let for_transaction = self.rules.current_tenant == CurrentTenant::ForTransaction;
@@ -93,15 +90,10 @@ impl ClientMessages<'_, '_> {
                 self.return_state.ended |= return_point == ReturnPoint::AtEnd;
                 return_point
             }
-            b'F' => {
-                *self.return_state =
-                    ReturnState { pauses: for_transaction || ended, ..ReturnState::default() };
-                if ended { ReturnPoint::Within } else { ReturnPoint::None }
-            }
-            b'S' => {
-                *self.return_state =
-                    ReturnState { pauses: for_transaction || ended, ..ReturnState::default() };
-                ReturnPoint::None
+            b'F' | b'S' => {
+                let pauses = for_transaction || ended;
+                *self.return_state = ReturnState { pauses, ..ReturnState::default() };
+                if ended && tag == b'F' { ReturnPoint::Within } else { ReturnPoint::None }
             }
             _ => ReturnPoint::None,
         };
@@ -122,12 +114,7 @@ impl ClientMessages<'_, '_> {
     fn return_point_of_bound(&self, mut body: &[u8]) -> Result<ReturnPoint, ClientError> {
         cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
-        let bound = match name {
-            b"" => self.statements.unnamed_body(),
-            _ => self.statements.get(name).map(|statement| statement.body()),
-        };
-        let sql = bound.and_then(|mut body| cstr(&mut body).ok());
-        Ok(sql.map_or(ReturnPoint::None, |sql| self.return_point_of(sql)))
+        Ok(self.statements.text(name).map_or(ReturnPoint::None, |sql| self.return_point_of(sql)))
     }
 }
 

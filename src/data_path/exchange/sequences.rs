@@ -93,8 +93,7 @@ impl ServerSequences {
 }
 
 impl ServerSide {
-    /// A lease begins: if the server may remember other sessions' values, they are discarded before the
-    /// client's first batch.
+    /// A lease begins: other sessions' values are discarded before the client's first batch.
     #[inline]
     pub(super) fn discard_sequences_at_lease_start(
         &mut self,

@@ -36,15 +36,14 @@ use crate::{
 /// The longest ErrorResponse or ParameterStatus that is received whole. PostgreSQL's stay below 30 000 bytes.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest description of a statement: 65 535 parameter types. PostgreSQL's 1 664 columns with names of
-/// 63 bytes take less.
+/// The longest description of a statement: 65 535 parameter types. 1 664 columns take less.
 const DESCRIPTION_BYTES_MAX: usize = 256 * 1024 + 16;
 
 /// Length of a DataRow with one column of one byte.
 const ANSWER_BYTES: usize = 11;
 
 /// The state that belongs to a server.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ServerSide {
     pub(super) framer: Framer,
     /// A message has gone to the server in part, and the rest is still to come.
@@ -65,15 +64,13 @@ pub struct ServerSide {
     pub notifications: NotificationFilter,
     /// The portal that was bound last, if its text has PREPARE or DEALLOCATE.
     pub bound_portal: Option<(Box<[u8]>, PrepareEffects)>,
-    /// The error of a statement that could not be prepared here. The client gets it in place of "does not
-    /// exist".
+    /// The error of a statement that could not be prepared here. The client gets it for "does not exist".
     prepare_error: Option<Vec<u8>>,
     /// Reads the row description that the server is sending.
     pub(super) description: DescriptionReader,
     /// The settings in the server's answer so far; `None`: they could not be read.
     pub(super) settings_answer: Option<Settings>,
-    /// A statement that was prepared here and whose row description the client's next message waits for;
-    /// `true`: it differs.
+    /// A statement prepared here whose description the client's next message awaits; `true`: it differs.
     pub awaited_description: Option<(Arc<Statement>, bool)>,
     /// `pg_terminate_backend` and `pg_cancel_backend` in the client's texts.
     pub signals: BackendSignals,
@@ -125,34 +122,16 @@ impl ServerSide {
     /// A server that has just been opened, with the parameters that it reported.
     pub fn new(reported: ReportedParameters, prepared_max: PreparedLimits) -> Self {
         Self {
-            framer: Framer::default(),
-            half_passed: false,
-            drops_rest: false,
-            replies: ReplyTracker::default(),
             statements: ServerStatements::new(prepared_max),
-            applied: Arc::default(),
-            checks: PendingChecks::default(),
-            unknown_settings: false,
-            notifications: NotificationFilter::default(),
-            bound_portal: None,
-            prepare_error: None,
-            description: DescriptionReader::default(),
             settings_answer: Some(Settings::default()),
-            awaited_description: None,
-            sequences: ServerSequences::default(),
-            signals: BackendSignals::default(),
-            ours: ProxyStatements::default(),
-            unanswered_bytes: 0,
             lexing: lexing(&reported),
             reported,
             parameters_changed: true,
-            is_stale: false,
-            parameters_differ: false,
+            ..Self::default()
         }
     }
 
-    /// Whether a message of the server has arrived in part. Nothing may be written to the client between its
-    /// parts.
+    /// Whether a message has arrived in part. Nothing may be written to the client between its parts.
     pub fn mid_message(&self) -> bool {
         self.framer.mid_message()
     }
@@ -192,9 +171,7 @@ impl ServerSide {
     }
 
     /// Takes bytes from the server; `out` gets the bytes for the client. `send` signals other sessions.
-    ///
-    /// # Errors
-    /// Both connections must be closed.
+    /// After an error both connections must be closed.
     pub fn take(
         &mut self,
         mut chunk: &[u8],
@@ -381,24 +358,11 @@ impl ServerSide {
     /// returns to the pool.
     #[inline]
     pub fn has_pending_checks(&self, follows: bool) -> bool {
-        !self.checks.is_empty() || self.is_sequence_pin_due() || self.are_channels_unsettled(follows)
-    }
-
-    /// Whether another transaction has run since the server was pinned for `currval`.
-    #[inline]
-    fn is_sequence_pin_due(&self) -> bool {
-        self.sequences.has_sent_text && self.replies.pins().contains(Pins::SEQUENCE_WRITTEN)
-    }
-
-    #[inline]
-    fn are_channels_unsettled(&self, follows: bool) -> bool {
         let NotificationFilter { channels, dropped, .. } = &self.notifications;
-        channels.is_some() && (*dropped > 0 || !self.is_pinned(follows))
-    }
-
-    /// Whether the server closes the connection after this ErrorResponse.
-    pub fn closes_connection(&self, bytes: &[u8]) -> bool {
-        is_fatal(bytes)
+        let channels_unsettled = channels.is_some() && (*dropped > 0 || !self.is_pinned(follows));
+        // Another transaction has run since the server was pinned for `currval`.
+        let pin_due = self.sequences.has_sent_text && self.replies.pins().contains(Pins::SEQUENCE_WRITTEN);
+        !self.checks.is_empty() || pin_due || channels_unsettled
     }
 
     fn error(

@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 
 use super::{
-    client_messages::{CONTINUE, ClientMessages},
+    client_messages::{CONTINUE, ClientMessages, Handled},
     client_side::{ClientSide, need_of_client, violation},
     ensure_prepared::WaitReason,
 };
@@ -84,12 +84,7 @@ impl SkippedMessage {
 impl ClientMessages<'_, '_> {
     /// Handles a whole message. Breaks at a message that must wait, without any effect.
     #[inline(always)]
-    pub(super) fn take(
-        &mut self,
-        tag: u8,
-        bytes: &[u8],
-        may_fill: bool,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    pub(super) fn take(&mut self, tag: u8, bytes: &[u8], may_fill: bool) -> Handled {
         if has_no_effect(tag) && self.server.replies.is_over() {
             return CONTINUE;
         }
@@ -108,7 +103,7 @@ impl ClientMessages<'_, '_> {
         may_fill: bool,
         full: Option<Limit>,
         skipped: &mut SkippedMessage,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    ) -> Handled {
         if has_no_effect(tag) && self.server.replies.is_over() {
             skipped.ignore();
             return CONTINUE;
@@ -130,10 +125,8 @@ impl ClientMessages<'_, '_> {
 }
 
 impl ClientSide {
-    /// Whether the client, which holds no server, has sent enough of a request to need one.
-    ///
-    /// # Errors
-    /// The client broke the protocol.
+    /// Whether the client, which holds no server, has sent enough of a request to need one. An error: the
+    /// client broke the protocol.
     #[inline]
     pub fn first_message(&self, sent: &[u8]) -> Result<FirstMessage, ClientError> {
         let Some((tag, length)) = header(sent).map_err(violation)? else { return Ok(FirstMessage::Nothing) };
@@ -170,10 +163,7 @@ impl ClientSide {
 
     /// Skips messages at the front of `chunk`, and answers the end of a rejected request (a simple query, or
     /// a batch up to its Sync) with ReadyForQuery. Returns the other bytes. Called only while the session
-    /// holds no server, or after its request was rejected.
-    ///
-    /// # Errors
-    /// The client broke the protocol.
+    /// holds no server, or after its request was rejected. An error: the client broke the protocol.
     pub fn skip_messages<'c>(
         &mut self,
         mut chunk: &'c [u8],

@@ -7,26 +7,25 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    ops::{ControlFlow, Range},
+    ops::Range,
     sync::Arc,
 };
 
 use super::{
-    client_messages::{CONTINUE, ClientMessages},
-    ensure_prepared::WaitReason,
+    client_messages::{CONTINUE, ClientMessages, Handled},
     pending_replies::{Origin, Request},
 };
 use crate::{
     data_path::{
         prepared::{
-            SqlNames, Statement, StatementName,
+            SqlNames, Statement,
             parse_settings::ParseSettings,
             sql_prepare_effects::{PrepareEffect, PrepareEffects, escape_client_name},
         },
         session_state::{side_effects::SideEffects, state_query::StateChecks},
         sql::{self, Discard, Kind},
     },
-    error::{ClientError, Limit},
+    error::Limit,
     wire::{
         frame::{HEADER_BYTES, cstr},
         message::{append, append_cstr},
@@ -80,15 +79,9 @@ impl ClientMessages<'_, '_> {
     /// Execute. The portal's text may prepare or deallocate statements.
     #[inline]
     pub(super) fn execute(&mut self, bytes: &[u8]) {
-        let mut prepare_effects = None;
-        if let Some((portal, _)) = &self.server.bound_portal {
-            let named = bytes.get(HEADER_BYTES..).is_some_and(|body| body.starts_with(portal));
-            prepare_effects = self
-                .server
-                .bound_portal
-                .take_if(|_| named)
-                .map(|(_, prepare_effects)| Box::new(prepare_effects));
-        }
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let bound = self.server.bound_portal.take_if(|(portal, _)| body.starts_with(portal));
+        let prepare_effects = bound.map(|(_, prepare_effects)| Box::new(prepare_effects));
         if let Some(prepare_effects) = &prepare_effects {
             prepare_effects.expect(self.statements, &mut self.server.statements);
         }
@@ -152,6 +145,7 @@ impl ClientMessages<'_, '_> {
                 },
             };
             let made_here = local.names.get(value).is_some_and(Option::is_some);
+            let effects = &mut rewritten.prepare_effects.effects;
             let ours = match (&found.kind, known) {
                 (Kind::Prepare { body, .. }, None) => {
                     (named, bytes) = (named + 1, bytes + found.text.len());
@@ -161,9 +155,7 @@ impl ClientMessages<'_, '_> {
                     let (text, range) = as_kept(sql, &found, &name.range);
                     let under = self.settings_of(settings);
                     let statement = self.rules.shared_statements.in_sql(side_effects, text, range, &under);
-                    let statement_name =
-                        StatementName { client_name: Some(value.into()), statement: statement.clone() };
-                    rewritten.prepare_effects.effects.push_back(PrepareEffect::Prepares(statement_name));
+                    effects.push_back(PrepareEffect::Prepares(statement.named(Some(value))));
                     let ours = statement.server_name().to_vec();
                     local.names.insert(value.into(), Some(statement));
                     ours
@@ -172,12 +164,7 @@ impl ClientMessages<'_, '_> {
                     followed = true;
                     let ours = statement.server_name().to_vec();
                     if *kind == Kind::Deallocate {
-                        let statement_name =
-                            StatementName { client_name: Some(value.into()), statement: statement.clone() };
-                        rewritten
-                            .prepare_effects
-                            .effects
-                            .push_back(PrepareEffect::Deallocates(Some(statement_name)));
+                        effects.push_back(PrepareEffect::Deallocates(Some(statement.named(Some(value)))));
                         local.names.insert(value.into(), None);
                     }
                     self.record(&statement.side_effects, false);
@@ -190,12 +177,10 @@ impl ClientMessages<'_, '_> {
                 (kind, None) => {
                     // Code may have prepared it: the check after the transaction asks the server. If there is
                     // none, the server sends the error.
-                    self.record(
-                        &SideEffects { checks: StateChecks::PREPARED, ..SideEffects::default() },
-                        false,
-                    );
+                    let checks = StateChecks::PREPARED;
+                    self.record(&SideEffects { checks, ..SideEffects::default() }, false);
                     if *kind == Kind::Deallocate {
-                        rewritten.prepare_effects.effects.push_back(PrepareEffect::Deallocates(None));
+                        effects.push_back(PrepareEffect::Deallocates(None));
                     }
                     match escape_client_name(value) {
                         Some(ours) => ours,
@@ -225,7 +210,7 @@ impl ClientMessages<'_, '_> {
         body: &[u8],
         side_effects: SideEffects,
         rewritten: RewrittenText,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    ) -> Handled {
         let RewrittenText { mut text, requires, mut prepare_effects, .. } = rewritten;
         let types =
             body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
@@ -249,14 +234,8 @@ impl ClientMessages<'_, '_> {
         }
         if self.track_unnamed(Request::Parse(None)) {
             let serial = *self.unnamed_serial;
-            let under = self.server.parsing(self.under);
-            self.statements.set_unnamed(
-                serial,
-                &text,
-                side_effects,
-                Some(Arc::new((requires, prepare_effects))),
-                under,
-            );
+            let (under, sql_names) = (self.server.parsing(self.under), Arc::new((requires, prepare_effects)));
+            self.statements.set_unnamed(serial, &text, side_effects, Some(sql_names), under);
             self.server.statements.set_unnamed(serial);
         }
         self.out.build().extend_from_slice(&message);

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{
-    client_messages::{CONTINUE, ClientMessages},
+    client_messages::{CONTINUE, ClientMessages, Handled},
     client_side::{SessionRules, violation},
     ensure_prepared::WaitReason,
     pending_replies::{Origin, Request},
@@ -97,12 +97,7 @@ impl ClientMessages<'_, '_> {
     /// Bind, Describe or Close in session mode, while the session has statements that must not reach a
     /// server: changes of its login's password.
     #[cold]
-    pub(super) fn statement_in_session_mode(
-        &mut self,
-        tag: u8,
-        bytes: &[u8],
-        whole: bool,
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    pub(super) fn statement_in_session_mode(&mut self, tag: u8, bytes: &[u8], whole: bool) -> Handled {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = match tag {
             b'B' => cstr(&mut body).and_then(|_| cstr(&mut body)).map_err(violation)?,
@@ -147,8 +142,7 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// Rejects a message: the server gets an invalid one in its place, and the client gets the proxy's error
-    /// for it.
+    /// Rejects a message: the server gets an invalid one, and the client gets the proxy's error for it.
     #[cold]
     pub(super) fn reject(&mut self, tag: u8, reason: impl Into<RequestError>) {
         let request_error = reason.into();
@@ -168,11 +162,7 @@ impl ClientMessages<'_, '_> {
 
     /// A text in session mode: read only for the user and the tenant. The tenant is looked for if the session
     /// may choose it, or the text has its name.
-    pub(super) fn text_in_session_mode(
-        &mut self,
-        tag: u8,
-        bytes: &[u8],
-    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+    pub(super) fn text_in_session_mode(&mut self, tag: u8, bytes: &[u8]) -> Handled {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         if tag == b'P' {
             cstr(&mut body).map_err(violation)?;
@@ -188,7 +178,7 @@ impl ClientMessages<'_, '_> {
             false => TenantMention::None,
         });
         if matches!(mention, Ok(TenantMention::Resets)) {
-            self.server.checks.record_reset();
+            self.server.checks.resets = true;
         }
         match (tag, mention) {
             (b'Q', Ok(TenantMention::Sets)) => return Ok(self.choose_tenant(tag)),

@@ -7,8 +7,7 @@ use super::{
 use crate::data_path::session_state::{pins::Pins, state_query::StateChecks};
 
 impl ClientMessages<'_, '_> {
-    /// Tracks a request that replaces or closes the unnamed statement. Returns `false` if the server skips
-    /// it.
+    /// Tracks a request that replaces or closes the unnamed statement. `false`: the server skips it.
     #[inline(always)]
     pub(super) fn track_unnamed(&mut self, request: Request) -> bool {
         if self.server.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
@@ -35,16 +34,10 @@ impl ClientMessages<'_, '_> {
     /// Sends a request that uses the unnamed statement.
     pub(super) fn with_unnamed(&mut self, request: Request, bytes: &[u8]) {
         if !self.server.statements.has_unnamed_of(self.statements) {
-            self.send_unnamed();
+            let mut preparer = self.server.preparer(self.under, self.startup);
+            preparer.ensure_unnamed(self.statements, self.out.build());
         }
         self.track(request);
         self.out.pass(bytes);
-    }
-
-    /// Sends the client's unnamed statement to the server.
-    #[cold]
-    fn send_unnamed(&mut self) {
-        let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.ensure_unnamed(self.statements, self.out.build());
     }
 }

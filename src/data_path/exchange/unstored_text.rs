@@ -7,7 +7,6 @@ use crate::{
 };
 
 impl ClientMessages<'_, '_> {
-    /// Records the effects of a text that was not read.
     #[cold]
     pub(super) fn record_unread_text(&mut self) {
         self.record(&SideEffects::of_unstored_text(), false);

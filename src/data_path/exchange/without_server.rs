@@ -29,9 +29,6 @@ impl ClientSide {
 
     /// Prepares a statement without a server. `body` is the Parse message after the name. The Parse goes to a
     /// server before the first use of the statement there.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded.
     pub fn prepare_without_server(&mut self, name: &[u8], body: &[u8]) -> Result<(), Limit> {
         let side_effects = SideEffects::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
         self.update_parse_settings();
@@ -50,11 +47,7 @@ impl ClientSide {
 
     /// The text of a prepared statement.
     pub fn prepared_text(&self, name: &[u8]) -> Option<&[u8]> {
-        let mut body = match name {
-            b"" => self.statements.unnamed_body()?,
-            _ => self.statements.get(name)?.body(),
-        };
-        cstr(&mut body).ok()
+        self.statements.text(name)
     }
 
     /// Sets the roles under which the session's servers log in.
@@ -67,8 +60,7 @@ impl ClientSide {
         self.rules.current_tenant = current_tenant;
     }
 
-    /// Moves the session to another tenant's servers. Its statements become that tenant's and get new names
-    /// on servers.
+    /// Moves the session to another tenant's servers. Its statements get new names there.
     pub fn move_to(
         &mut self,
         tenant_access: Option<Arc<TenantAccess>>,

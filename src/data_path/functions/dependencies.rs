@@ -134,9 +134,8 @@ impl DependencyGraph {
             let word = self.names.get(&node).and_then(|name| search_word(name));
             for &user in word.and_then(|word| mentions.get(&word)).into_iter().flatten() {
                 let effects = if self.writers.contains(&user) { &whole } else { &effects.always };
-                if self
-                    .merge(user, &NamedEffects { always: effects.clone(), on_write: CallEffects::default() })
-                {
+                let passed = NamedEffects { always: effects.clone(), on_write: CallEffects::default() };
+                if self.merge(user, &passed) {
                     changed.push_back(user);
                 }
             }

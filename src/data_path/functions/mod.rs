@@ -17,7 +17,7 @@ mod not_loaded;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -26,7 +26,10 @@ use std::{
 pub use self::effects_by_name::EffectsByName;
 pub use self::not_loaded::TextsBeforeLoad;
 
-use crate::data_path::session_state::{side_effects::SideEffects, state_query::StateChecks};
+use crate::data_path::{
+    lock::locked,
+    session_state::{side_effects::SideEffects, state_query::StateChecks},
+};
 
 /// How often in a row the proxy trusts statistics that count no change. Sessions report their counts with a
 /// delay, and a superuser's session may not report them.
@@ -131,8 +134,7 @@ pub(in crate::data_path) struct Loading<'a> {
     generation: u64,
     /// Fingerprint at the last load; empty if none.
     pub fingerprint: String,
-    /// Counters at the last check: if the server still has these, nothing changed. Empty if they must not be
-    /// trusted.
+    /// Counters at the last check: if the server still has these, nothing changed. Empty: not to be trusted.
     pub counts: String,
 }
 
@@ -145,22 +147,14 @@ impl Drop for Loading<'_> {
 impl FunctionEffects {
     /// Creates the state of a database whose functions have no side effects and never change.
     pub fn without_functions() -> Self {
-        let effects = EffectsByName::new(
-            [],
-            self::effects_by_name::CallEffects::default(),
-            self::effects_by_name::CallEffects::default(),
-        );
+        let effects = EffectsByName::new([], Default::default(), Default::default());
         let state = State { effects: Some(Arc::new(effects)), ..State::default() };
         Self { plain: AtomicBool::new(true), sequences: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
-    fn locked(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// All changes of the state go through here, so that `plain` always matches it.
     fn update(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         change(&mut state);
         let empty = state.effects.as_ref().is_some_and(|effects| effects.is_empty());
         self.plain.store(empty && state.is_current() && !state.check_due, Ordering::Release);
@@ -173,8 +167,7 @@ impl FunctionEffects {
     }
 
     /// Returns whether a text with these checks may change function effects. Where no function has side
-    /// effects, objects that call functions have none either, so migrations of tables and views are not
-    /// slowed down.
+    /// effects, objects that call functions have none either, so migrations of tables and views stay fast.
     #[inline]
     pub fn may_be_changed_by(&self, checks: StateChecks) -> bool {
         checks.contains(StateChecks::FUNCTIONS) || checks.contains(StateChecks::CALLERS) && !self.is_plain()
@@ -186,7 +179,7 @@ impl FunctionEffects {
     #[cold]
     pub fn lookup(&self, text: &[u8], words_hidden: bool, cache: Option<&FoundEffects>) -> Lookup {
         let (effects, current, not_loaded, load) = {
-            let state = self.locked();
+            let state = locked(&self.state);
             (state.effects.clone(), state.is_current(), state.not_loaded, state.must_load())
         };
         let state = match (current, not_loaded) {
@@ -196,7 +189,7 @@ impl FunctionEffects {
         };
         let found = effects.and_then(|effects| match cache {
             Some(FoundEffects(cache)) => {
-                let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut cache = locked(cache);
                 match &*cache {
                     Some((version, found)) if *version == effects.version => found.clone(),
                     _ => {
@@ -215,7 +208,7 @@ impl FunctionEffects {
     /// or if the texts `changed` functions.
     pub fn lookup_after_load(&self, texts_before_load: &TextsBeforeLoad, changed: bool) -> Vec<SideEffects> {
         let (effects, current) = {
-            let state = self.locked();
+            let state = locked(&self.state);
             (state.effects.clone(), state.is_current())
         };
         let (Some(effects), Some(texts)) =
@@ -226,14 +219,9 @@ impl FunctionEffects {
         let found: Vec<_> =
             texts.filter_map(|(text, words_hidden)| effects.find(text, words_hidden)).collect();
         if found.iter().any(|found| self.may_be_changed_by(found.checks)) {
-            self.mark_outdated();
+            self.update(|state| state.generation += 1);
         }
         found
-    }
-
-    /// Marks the loaded effects as outdated.
-    fn mark_outdated(&self) {
-        self.update(|state| state.generation += 1);
     }
 
     /// Records that a client reads currval or lastval.
@@ -247,8 +235,7 @@ impl FunctionEffects {
         self.sequences.load(Ordering::Relaxed)
     }
 
-    /// Marks the effects as changing until the guard is dropped. Called before a text that may change
-    /// functions.
+    /// Marks the effects as changing until the guard is dropped. Called before a text that may change them.
     pub fn begin_change(self: &Arc<Self>) -> FunctionsChanging {
         self.update(|state| state.changes += 1);
         FunctionsChanging(self.clone())
@@ -276,12 +263,12 @@ impl FunctionEffects {
 
     /// Returns whether a session should start a load now.
     pub fn must_load(&self) -> bool {
-        self.locked().must_load()
+        locked(&self.state).must_load()
     }
 
     /// Starts a load. Returns `None` if one is running or none is needed.
     pub(in crate::data_path) fn begin_load(&self) -> Option<Loading<'_>> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if state.loading || (state.is_current() && !state.check_due) {
             return None;
         }

@@ -34,17 +34,11 @@ const PLUS: &str = "SCRAM-SHA-256-PLUS";
 /// The configuration and the shared state that a login needs.
 #[derive(Debug, Clone, Copy)]
 pub struct AuthContext<'a> {
-    /// Logins and tenants.
     pub directory: &'a dyn Directory,
-    /// `tenant_host_suffixes`.
     pub tenant_host_suffixes: &'a [String],
-    /// `maintenance_databases`.
     pub maintenance_databases: &'a [String],
-    /// `admin_allow_from`.
     pub admin_allow_from: &'a [ipnet::IpNet],
-    /// Recent failures.
     pub failed_logins: &'a FailedLogins,
-    /// `failed_login…`.
     pub failed_login_rules: &'a FailedLoginRules,
     /// Counts delayed logins.
     pub metrics: &'a Metrics,
@@ -75,9 +69,6 @@ impl Proof {
 }
 
 /// Runs the SASL exchange, with a mock verifier if there is no such login.
-///
-/// # Errors
-/// [`StartupError`]: the connection is lost, or the client violates the protocol.
 pub async fn authenticate(
     stream: &mut Stream,
     packet: &mut StartupPacket,

@@ -9,7 +9,7 @@ use std::{
     future::Future,
     net::{IpAddr, Ipv6Addr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,16 +17,14 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{config::Limits, error::ClientError};
+use crate::{config::Limits, data_path::lock::locked, error::ClientError};
 
-/// Memory of a connection that has sent nothing or waits for its login turn: its task, its socket and its
-/// entry here.
+/// Memory of a connection that has sent nothing or waits for its login turn: its task, socket and entry here.
 const WAITING_BYTES: usize = 4 << 10;
 /// Memory that a login may need in addition: a startup packet, a SASL response, look-ups, the state of TLS.
 const LOGIN_BYTES: usize = 60 << 10;
 
-/// The unit by which clients are limited: an IPv4 address, or a /64 network of IPv6, because one client may
-/// own all of it.
+/// The unit by which clients are limited: an IPv4 address, or a /64 network of IPv6 (one client may own it).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientNetwork(Option<IpAddr>);
 
@@ -57,9 +55,7 @@ impl std::fmt::Display for ClientAddress {
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
     held: Mutex<Held>,
-    /// Connections that have not logged in.
     unauthenticated: AtomicUsize,
-    /// Connections that have logged in.
     sessions: AtomicUsize,
     /// Connections that are being closed with an error because there is no room.
     rejected: AtomicUsize,
@@ -107,8 +103,7 @@ impl Drop for Rejected {
 }
 
 impl Held {
-    /// Adds a connection. `None`: its origin is at its limit, or there is no room and no other origin has
-    /// more connections.
+    /// Adds a connection. `None`: its origin is at its limit, or no other one has more and there is no room.
     fn enter(&mut self, origin: ClientNetwork, limits: &Limits) -> Option<(u64, Arc<Notify>)> {
         let own = self.by_origin.get(&origin).map_or(0, BTreeMap::len);
         if own >= limits.max_unauthenticated_per_address {
@@ -169,21 +164,16 @@ impl Held {
 }
 
 impl ConnectionLimits {
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Admits an accepted connection. `None`: there is no room for it.
     pub fn enter(self: &Arc<Self>, peer: Option<IpAddr>, limits: &Limits) -> Option<ConnectionPermit> {
         let changes = self.changes.load(Ordering::Acquire);
-        let (number, leave) = self.held().enter(ClientNetwork::of(peer), limits)?;
+        let (number, leave) = locked(&self.held).enter(ClientNetwork::of(peer), limits)?;
         self.unauthenticated.fetch_add(1, Ordering::AcqRel);
         let is_session = AtomicBool::new(false);
         Some(ConnectionPermit { clients: self.clone(), peer, number, leave, is_session, changes })
     }
 
-    /// Counts a connection that is to be closed with an error. `None`: too many are, so it is closed without
-    /// one.
+    /// Counts a connection that is to be closed with an error. `None`: too many are, it is closed without.
     pub fn reject(self: &Arc<Self>, limits: &Limits) -> Option<Rejected> {
         let counted = Rejected(self.clone());
         let others = self.rejected.fetch_add(1, Ordering::AcqRel);
@@ -215,15 +205,13 @@ impl ConnectionLimits {
         self.sessions.load(Ordering::Acquire)
     }
 
-    /// Connections that have not logged in.
     pub fn unauthenticated(&self) -> usize {
         self.unauthenticated.load(Ordering::Acquire)
     }
 }
 
 impl ConnectionPermit {
-    /// Whether the directory has changed since the client was accepted. Later changes reach a registered
-    /// session.
+    /// Whether the directory has changed since it was accepted. Later changes reach a registered session.
     pub fn has_missed_changes(&self) -> bool {
         self.changes != self.clients.changes.load(Ordering::Acquire)
     }
@@ -243,10 +231,8 @@ impl ConnectionPermit {
         ClientNetwork::of(self.peer)
     }
 
-    /// Runs a login until its time limit ends or the connection has to make room for others.
-    ///
-    /// # Errors
-    /// Those of the login, [`ClientError::LoginTimeout`], [`ClientError::TooManyClients`].
+    /// Runs a login until its time limit ends or the connection has to make room for others. Errors: those
+    /// of the login, [`ClientError::LoginTimeout`], [`ClientError::TooManyClients`].
     pub async fn limit_login<T, E: From<ClientError>>(
         &self,
         timeout: Duration,
@@ -262,14 +248,11 @@ impl ConnectionPermit {
 
     /// Charges the memory of the client's login, which begins now.
     pub fn begin_login(&self, limits: &Limits) {
-        self.clients.held().begin_login(self.origin(), self.number, limits);
+        locked(&self.clients.held).begin_login(self.origin(), self.number, limits);
     }
 
     /// Returns whether a session may begin. Called after the startup packet, when the client can read an
-    /// error.
-    ///
-    /// # Errors
-    /// [`ClientError::TooManyClients`], [`ClientError::AdminShutdown`].
+    /// error. Errors: [`ClientError::TooManyClients`], [`ClientError::AdminShutdown`].
     pub fn admit(&self, limits: &Limits) -> Result<(), ClientError> {
         if self.clients.is_closed() {
             return Err(ClientError::AdminShutdown);
@@ -282,9 +265,6 @@ impl ConnectionPermit {
     }
 
     /// Counts the client as a session from now on.
-    ///
-    /// # Errors
-    /// [`ClientError::TooManyClients`].
     pub fn logged_in(&self, limits: &Limits) -> Result<(), ClientError> {
         let counted = self.clients.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sessions| {
             (sessions < limits.max_client_conn).then_some(sessions + 1)
@@ -296,7 +276,7 @@ impl ConnectionPermit {
     }
 
     fn leave_unauthenticated(&self) {
-        self.clients.held().leave(self.origin(), self.number);
+        locked(&self.clients.held).leave(self.origin(), self.number);
         self.clients.unauthenticated.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -330,9 +310,7 @@ mod tests {
     }
 
     fn is_gone(permit: &ConnectionPermit) -> bool {
-        !permit
-            .clients
-            .held()
+        !locked(&permit.clients.held)
             .by_origin
             .get(&permit.origin())
             .is_some_and(|held| held.contains_key(&permit.number))
@@ -348,7 +326,7 @@ mod tests {
         assert!(is_gone(&crowd[0]) && !is_gone(&crowd[1]) && !is_gone(&second) && !is_gone(&third));
         assert!(clients.enter(at(1), &limits).is_none(), "the largest origin gets no more");
         drop((crowd, second, third));
-        let held = clients.held();
+        let held = locked(&clients.held);
         assert_eq!((clients.count(), held.bytes, held.count), (0, 0, 0));
     }
 
@@ -362,7 +340,7 @@ mod tests {
         let other = clients.enter(at(2), &limits).unwrap();
         assert!(is_gone(&silent[0]));
         other.begin_login(&limits);
-        assert!(!is_gone(&other) && clients.held().bytes <= limits.unauthenticated_bytes_max);
+        assert!(!is_gone(&other) && locked(&clients.held).bytes <= limits.unauthenticated_bytes_max);
     }
 
     #[test]
@@ -400,7 +378,7 @@ mod tests {
                     2 => which.get(&here).begin_login(&limits),
                     _ => drop(here.swap_remove(which.index(here.len()))),
                 }
-                let held = clients.held();
+                let held = locked(&clients.held);
                 let places = || held.by_origin.values().flat_map(BTreeMap::values);
                 prop_assert_eq!(held.count, places().count());
                 prop_assert_eq!(held.bytes, places().map(|place| place.bytes).sum::<usize>());
@@ -408,7 +386,7 @@ mod tests {
                 prop_assert!(held.by_origin.values().all(|places| (1..=6).contains(&places.len())));
             }
             drop(here);
-            prop_assert_eq!((clients.count(), clients.held().bytes), (0, 0));
+            prop_assert_eq!((clients.count(), locked(&clients.held).bytes), (0, 0));
         }
     }
 }

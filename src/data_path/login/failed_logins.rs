@@ -12,12 +12,12 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher as _, RandomState},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use super::connection_limits::ClientNetwork;
-use crate::config::FailedLoginRules;
+use crate::{config::FailedLoginRules, data_path::lock::locked};
 
 /// The pause after the first failure beyond `failed_logins_free`; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -27,7 +27,6 @@ const MODEST: Duration = Duration::from_secs(1);
 /// The result of a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The password is right.
     Right,
     /// The password is wrong, there is no such login, or it may not be used.
     Wrong,
@@ -125,7 +124,7 @@ impl FailedLogins {
             login: self.hasher.hash_one(login),
             pair: self.hasher.hash_one((origin, login)),
         };
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).judge(keys, outcome, now, rules)
+        locked(&self.state).judge(keys, outcome, now, rules)
     }
 }
 

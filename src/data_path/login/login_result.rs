@@ -14,11 +14,8 @@ use super::{
 };
 use crate::{data_path::tenant::Login, error::ClientError};
 
-/// Returns the result of a login when the client may receive it.
-///
-/// # Errors
-/// The error of the login; [`ClientError::TooManyFailedLogins`] if the delay would be too long, for right
-/// passwords too.
+/// Returns the result of a login when the client may receive it. Errors: the error of the login;
+/// [`ClientError::TooManyFailedLogins`] if the delay would be too long, for right passwords too.
 pub async fn answer(
     packet: &StartupPacket,
     names: &LookedUp,

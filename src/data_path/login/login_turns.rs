@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, VecDeque},
     future::Future,
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -13,8 +13,9 @@ use tokio::sync::oneshot;
 
 use super::connection_limits::ClientNetwork;
 
-/// The longest turn. A login over a local network takes a few milliseconds; a longer one goes on without a
-/// turn.
+use crate::data_path::lock::locked;
+
+/// The longest turn. A login over a local network takes a few milliseconds; a longer one goes on without.
 const TURN: Duration = Duration::from_millis(100);
 
 /// A queue that serves its keys in turn, and the items of a key in their order.
@@ -96,7 +97,7 @@ impl LoginTurns {
 
     async fn wait(self: &Arc<Self>, origin: ClientNetwork, at_a_time: usize) -> Turn {
         let turn = {
-            let mut state = self.locked();
+            let mut state = locked(&self.0);
             if state.taken < at_a_time {
                 state.taken += 1;
                 return Turn(Some(self.clone()));
@@ -113,7 +114,7 @@ impl LoginTurns {
     fn pass_on(self: Arc<Self>) {
         loop {
             let next = {
-                let mut state = self.locked();
+                let mut state = locked(&self.0);
                 let next = state.queue.pop();
                 state.taken -= usize::from(next.is_none());
                 next
@@ -124,10 +125,6 @@ impl LoginTurns {
                 Err(mut unwanted) => unwanted.0 = None,
             }
         }
-    }
-
-    fn locked(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -148,8 +145,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing is lost, each key's items keep their order, and no key is served twice while another
-        /// waits.
+        /// Nothing is lost, items keep their order, and no key is served twice while another waits.
         #[test]
         fn keys_take_turns(pushed in proptest::collection::vec(0u8..5, 0..60)) {
             let mut queue = FairQueue::default();
@@ -189,7 +185,7 @@ mod tests {
         let _ = left.await;
         drop(first);
         stays.await.unwrap();
-        assert_eq!(turns.locked().taken, 0);
+        assert_eq!(locked(&turns.0).taken, 0);
     }
 
     #[tokio::test]

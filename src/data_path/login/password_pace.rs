@@ -2,9 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use crate::data_path::lock::locked;
 
 /// Changes that a login may make at once; after that, one in each interval. Each change writes a row of the
 /// audit log and a message to all nodes. The number leaves room for mistakes and scripts.
@@ -19,12 +21,10 @@ pub struct PasswordPace {
 }
 
 impl PasswordPace {
-    /// Counts an attempt to change the password.
-    ///
-    /// # Errors
-    /// The time until the next attempt is allowed; this one is not counted.
+    /// Counts an attempt to change the password. The error is the time until the next attempt is allowed;
+    /// this one is not counted.
     pub fn begin(&self, login: i64, now: Instant) -> Result<(), Duration> {
-        let mut all = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = locked(&self.busy_until);
         // Entries without effect are removed when the map would have to grow.
         if all.len() == all.capacity() {
             all.retain(|_, until| *until > now);

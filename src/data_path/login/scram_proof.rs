@@ -6,10 +6,11 @@
 //! Source: RFC 5802, section 3; RFC 7677.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use hmac::{Hmac, Mac as _};
 use pgwire::api::auth::sasl::scram::ScramSecret;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+
+use crate::data_path::server::hmac;
 
 /// The parameters of the verifiers that pglobby makes; a mock has the same.
 const MOCK_ITERATIONS: usize = 4096;
@@ -106,13 +107,6 @@ impl Verifier {
     }
 }
 
-fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
-    // HMAC takes keys of every length (RFC 2104); the error exists for other constructions.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
-    mac.update(data);
-    mac.finalize().into_bytes().into()
-}
-
 #[cfg(test)]
 mod tests {
     use pgwire::api::auth::sasl::scram::ScramServerAuth;
@@ -126,8 +120,7 @@ mod tests {
         Verifier::read(&text).unwrap()
     }
 
-    /// The three messages of an exchange between a client with `password` and the verifier, and pgwire's
-    /// server-final-message.
+    /// The messages of an exchange of a client with `password`, and pgwire's server-final-message.
     fn exchange(verifier: &Verifier, password: &str) -> ([Vec<u8>; 3], Option<String>) {
         let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
         let first = client.message().to_vec();

@@ -37,8 +37,7 @@ const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 
-/// Requests for encryption that a client may send before its startup packet: one of each kind, and one to
-/// spare.
+/// Requests for encryption that a client may send before its startup packet: one of each, and one to spare.
 const REQUESTS_MAX: usize = 3;
 
 /// How clients may encrypt their connections.
@@ -60,13 +59,10 @@ impl<'a> TlsRules<'a> {
 /// The first request on a connection.
 #[derive(Debug)]
 pub enum FirstRequest {
-    /// A client that wants to log in.
     Login(StartupPacket),
     /// A cancel request. Its connection is closed when the cancel has reached the server.
     Cancel {
-        /// The process number in the request.
         process_id: i32,
-        /// The secret key in the request.
         secret: Vec<u8>,
     },
     /// The client closed the connection before it sent a request; port checks do.
@@ -80,9 +76,7 @@ pub struct StartupPacket {
     pub unread: Vec<u8>,
     /// The minor version of protocol 3 in use.
     pub minor: u16,
-    /// The user name.
     pub user: String,
-    /// The database name, if one was given.
     pub database: Option<String>,
     /// All other parameters; those in `options` come first, because PostgreSQL applies them first.
     pub settings: Vec<(String, String)>,
@@ -120,9 +114,6 @@ pub enum StartupError {
 }
 
 /// Reads the first request. `stream` becomes a TLS stream if the client asks for TLS.
-///
-/// # Errors
-/// [`StartupError`].
 pub async fn receive(
     stream: &mut Stream,
     peer: Option<IpAddr>,

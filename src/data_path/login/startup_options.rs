@@ -7,10 +7,7 @@ use crate::error::ClientError;
 /// The settings in order, and the tenant if there is one (`pglobby.tenant=…`, or bare `tenant=…`).
 pub type OptionSettings = (Vec<(String, String)>, Option<String>);
 
-/// Parses `options`.
-///
-/// # Errors
-/// A switch that PostgreSQL refuses too, or one that cannot be applied to an open server connection.
+/// Parses `options`. Fails at one that PostgreSQL refuses, or that an open server cannot take.
 pub fn settings_of_options(options: &str) -> Result<OptionSettings, ClientError> {
     let mut settings = Vec::new();
     let mut tenant = None;

@@ -31,7 +31,6 @@ use crate::{
 /// The rows of the directory for the names that a client sends.
 #[derive(Debug)]
 pub struct LookedUp {
-    /// The names.
     pub hints: Hints,
     /// The login; `None`: not found, or not known.
     pub login: Option<Arc<Login>>,
@@ -102,9 +101,6 @@ async fn look_up_tenant(name: &str, directory: &dyn Directory) -> (String, NameL
 }
 
 /// Decides whether the client is authenticated and where its session goes.
-///
-/// # Errors
-/// [`LoginError`].
 pub async fn route(
     packet: &StartupPacket,
     names: &LookedUp,
@@ -153,12 +149,10 @@ pub const NO_TENANT_DATABASE: &str = CONSOLE_DATABASES[0];
 pub enum Route {
     /// To a tenant's database.
     Tenant {
-        /// The tenant.
         tenant: Arc<Tenant>,
         /// Its rights there.
         access: Access,
     },
-    /// To the admin console.
     Console {
         /// May only SHOW.
         read_only: bool,
@@ -172,9 +166,7 @@ pub enum Route {
 pub struct Hints {
     /// `options=-c pglobby.tenant=…`.
     pub option: Option<String>,
-    /// The database name.
     pub database: Option<String>,
-    /// The user name.
     pub user: String,
     /// The first label of the TLS server name, under one of `tenant_host_suffixes`.
     pub server_name: Option<String>,
@@ -242,10 +234,7 @@ impl Hints {
     }
 
     /// Returns the name of the tenant in the hints; `None` if they name none. `split`: the user name is
-    /// `<login>@<tenant>`. `exists` returns whether a tenant has that name.
-    ///
-    /// # Errors
-    /// [`ClientError::ContradictingTenants`].
+    /// `<login>@<tenant>`. `exists`: a tenant has that name. Errors: [`ClientError::ContradictingTenants`].
     pub fn tenant(&self, split: bool, exists: impl Fn(&str) -> bool) -> Result<Option<String>, ClientError> {
         let login =
             if split { self.split_user().map_or(&*self.user, |(login, _)| login) } else { &self.user };
@@ -278,25 +267,20 @@ impl Hints {
 /// alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LoginRefusal {
-    /// No such login.
     #[error("no such login")]
     UnknownLogin,
-    /// The proof was wrong.
     #[error("wrong password")]
     WrongPassword,
     /// The stored verifier cannot be parsed.
     #[error("the login's verifier cannot be read; set a new password")]
     BrokenVerifier,
-    /// `disabled_at`.
     #[error("the login is disabled")]
     Disabled,
-    /// `valid_until`.
     #[error("the login has expired")]
     Expired,
     /// `allow_from` of the login, the tenant or the console.
     #[error("the client's address is not allowed")]
     Address,
-    /// No such tenant.
     #[error("no such tenant")]
     UnknownTenant,
     /// The login has no access to the tenant.
@@ -368,9 +352,7 @@ pub enum Target {
 /// An authenticated login and everything that decides where it may go.
 #[derive(Debug)]
 pub struct RouteRequest<'a> {
-    /// The login.
     pub login: &'a Login,
-    /// The names that the client sent.
     pub hints: &'a Hints,
     /// The user name is `<login>@<tenant>`.
     pub split: bool,
@@ -386,9 +368,6 @@ pub struct RouteRequest<'a> {
 
 impl RouteRequest<'_> {
     /// Returns where the login asks to go, if it may be used from this address at this time.
-    ///
-    /// # Errors
-    /// [`LoginError`].
     pub fn target(&self) -> Result<Target, LoginError> {
         let refused = |reason| Err(LoginError::Hidden(reason));
         if self.login.disabled {
@@ -447,9 +426,6 @@ impl RouteRequest<'_> {
     }
 
     /// Returns the route to a tenant if the login has access to it. `None`: no such tenant.
-    ///
-    /// # Errors
-    /// [`LoginError`].
     pub fn enter(&self, tenant: Option<Arc<Tenant>>) -> Result<Route, LoginError> {
         let tenant = tenant.ok_or_else(|| self.no_database(LoginRefusal::UnknownTenant))?;
         let access = access_to(&self.login.kind, tenant.id)
@@ -500,10 +476,7 @@ fn only_tenant(kind: &LoginKind) -> Option<i64> {
     }
 }
 
-/// Returns whether sessions may enter the tenant.
-///
-/// # Errors
-/// The reason, for the client.
+/// Returns whether sessions may enter the tenant. The error is for the client.
 pub fn admit(tenant: &Tenant) -> Result<(), ClientError> {
     let name = tenant.name.clone();
     match tenant.status {

@@ -12,8 +12,7 @@ use crate::error::ClientError;
 
 /// The pause after the first failure; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
-/// A waiting session gets an error within this time: where the next attempt is further away, it gets the last
-/// error at once.
+/// Where the next attempt is further away, a waiting session gets the last error at once.
 pub const ERROR_WITHIN: Duration = Duration::from_secs(1);
 /// The same error is logged as a warning again after this time.
 const LOGGED_AGAIN: Duration = Duration::from_secs(10);
@@ -69,7 +68,6 @@ impl ConnectBackoff {
         self.last.is_some()
     }
 
-    /// An attempt begins.
     pub fn begin(&self) -> Attempt {
         Attempt { failures_before: self.failures }
     }
@@ -193,8 +191,7 @@ mod tests {
     }
 
     proptest! {
-        /// In any sequence: no pause is longer than the limit, and after a failure one attempt is allowed at
-        /// a time.
+        /// In any sequence: no pause is longer than the limit, and one attempt at a time follows a failure.
         #[test]
         fn pauses_are_bounded(steps in proptest::collection::vec((any::<bool>(), 0.0..1.0f64), 1..100)) {
             let longest = Duration::from_secs(1);

@@ -64,12 +64,10 @@ impl<W> ConnectTurns<W> {
         }
     }
 
-    /// Forgets earlier failures.
     pub fn forget(&mut self) {
         self.backoff = ConnectBackoff::new(self.attempts_max, self.pause_max);
     }
 
-    /// The host's failures.
     pub fn backoff(&self) -> &ConnectBackoff {
         &self.backoff
     }
@@ -79,8 +77,7 @@ impl<W> ConnectTurns<W> {
         self.waiting.push_back((tenant, waiter));
     }
 
-    /// The next that may begin now, with the number of its attempt. Removes those that do not `want` a turn
-    /// any more.
+    /// The next that may begin now, with the number of its attempt. Removes those that `want` none any more.
     pub fn next(&mut self, now: Instant, want: impl Fn(&W) -> bool) -> Option<(u64, W)> {
         let free = self.backoff.at_a_time(now).saturating_sub(self.running.len());
         let mut at = 0;
@@ -112,8 +109,7 @@ impl<W> ConnectTurns<W> {
         number
     }
 
-    /// The server has asked for authentication: the host is up, also if this attempt fails. Returns whether
-    /// it was failing.
+    /// The server has asked for authentication: the host is up. Returns whether it was failing.
     pub fn answered(&mut self, number: u64) -> bool {
         let attempt = self.running.iter_mut().find(|attempt| attempt.number == number);
         let Some(attempt) = attempt.filter(|attempt| !attempt.answered) else { return false };

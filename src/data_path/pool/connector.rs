@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -14,14 +14,15 @@ use std::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Pool, PoolRules,
+    Pool,
     connect_backoff::{Attempt, ConnectBackoff},
-    host_budget::{HostBudget, Permit},
+    host_budget::HostBudget,
     host_connecting::{HostConnecting, Turn},
     stats::PoolStats,
 };
 use crate::{
     data_path::{
+        lock::locked,
         server::{self, DialError, DialOptions, DialTarget, NewConnection, OnAnswer},
         session_state::Settings,
         tenant::{Credential, Tenant},
@@ -40,68 +41,29 @@ const HOST_FULL_PAUSES: [Duration; 4] = [
 /// The counts are sequentially consistent, as that of waiting sessions (`wait_queue.rs`).
 #[derive(Debug)]
 pub(super) struct Connector {
-    tenant: Arc<Tenant>,
-    credential: Credential,
-    options: Arc<DialOptions>,
-    budget: Arc<HostBudget>,
-    host: Arc<HostConnecting>,
-    stats: Arc<PoolStats>,
+    pub tenant: Arc<Tenant>,
+    pub credential: Credential,
+    pub options: Arc<DialOptions>,
+    pub budget: Arc<HostBudget>,
+    pub host: Arc<HostConnecting>,
+    pub stats: Arc<PoolStats>,
     /// Servers open or being opened: permits that count in the pool's size.
-    live: AtomicUsize,
-    opening: AtomicUsize,
+    pub live: AtomicUsize,
+    pub opening: AtomicUsize,
     /// Failures of the tenant's own.
-    backoff: Mutex<ConnectBackoff>,
+    pub backoff: Mutex<ConnectBackoff>,
     /// The pool waits for a turn on the host.
-    awaits_turn: AtomicBool,
+    pub awaits_turn: AtomicBool,
 }
 
 impl Connector {
-    /// No server is open yet.
-    pub fn new(
-        tenant: Arc<Tenant>,
-        credential: Credential,
-        options: Arc<DialOptions>,
-        budget: Arc<HostBudget>,
-        host: Arc<HostConnecting>,
-        stats: Arc<PoolStats>,
-        rules: &PoolRules,
-    ) -> Self {
-        Self {
-            tenant,
-            credential,
-            options,
-            budget,
-            host,
-            stats,
-            live: AtomicUsize::new(0),
-            opening: AtomicUsize::new(0),
-            backoff: Mutex::new(ConnectBackoff::new(rules.connecting_max, rules.server_login_retry)),
-            awaits_turn: AtomicBool::new(false),
-        }
-    }
-
-    pub fn options(&self) -> &DialOptions {
-        &self.options
-    }
-
     /// Servers open or being opened.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::SeqCst)
     }
 
-    /// Servers being opened.
     pub fn opening(&self) -> usize {
         self.opening.load(Ordering::SeqCst)
-    }
-
-    /// A permit that counts in the pool's size was issued.
-    pub fn permit_issued(&self) {
-        self.live.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// Such a permit was dropped.
-    pub fn permit_dropped(&self) {
-        self.live.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Notes whether the pool waits for a turn on the host; returns what was noted before.
@@ -109,78 +71,39 @@ impl Connector {
         self.awaits_turn.swap(awaits, Ordering::AcqRel)
     }
 
-    fn backoff(&self) -> MutexGuard<'_, ConnectBackoff> {
-        self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether another server may be opened now as far as the tenant's own failures say.
     pub fn may_open(&self) -> bool {
-        self.opening() < self.backoff().at_a_time(Instant::now())
+        self.opening() < locked(&self.backoff).at_a_time(Instant::now())
     }
 
-    /// Whether another pool of the host waits for a permit.
-    #[inline]
-    pub fn is_permit_wanted(&self) -> bool {
-        self.budget.is_permit_wanted()
-    }
-
-    /// A permit for `pool` (this connector's); `None`: the pool is asked again when one is free.
-    pub fn permit(&self, pool: &Arc<Pool>) -> Option<Permit> {
-        self.budget.acquire(pool)
-    }
-
-    /// A permit for a server beside the pool, now or not at all.
-    pub fn permit_beside(&self, pool: &Arc<Pool>) -> Option<Permit> {
-        self.budget.acquire_beside(pool)
-    }
-
-    /// Whether the host is full (`error`) while other servers of the proxy are open there, of which one may
-    /// come free.
+    /// Whether the host is full (`error`) of servers of the proxy, of which one may come free.
     pub fn is_full_of_ours(&self, error: &DialError) -> bool {
         error.is_host_full() && self.budget.live() > 1
     }
 
-    /// A turn on the host for `pool`; `None`: [`Pool::open_by`] gets it later.
-    pub fn turn_for(&self, pool: &Arc<Pool>) -> Option<Turn> {
-        self.host.take(pool)
-    }
-
-    /// Waits for a turn on the host.
-    ///
-    /// # Errors
-    /// Why the host cannot be reached.
-    pub async fn turn(&self) -> Result<Turn, ClientError> {
-        self.host.wait(self.tenant.id).await
-    }
-
     /// Waits until the pause after a failure of the tenant's own is over.
     pub async fn pause(&self) {
-        let pause = self.backoff().pause(Instant::now());
+        let pause = locked(&self.backoff).pause(Instant::now());
         tokio::time::sleep(pause).await;
-    }
-
-    /// Forgets the host's failures.
-    pub fn forget_failures(&self) {
-        self.host.forget();
     }
 
     /// Whether the last attempt of the tenant's, or of its host's, failed.
     pub fn is_failing(&self) -> bool {
         // One lock after the other: `host_connecting.rs` holds the host's while it takes this one.
-        let own = self.backoff().is_failing();
-        own || self.host.is_failing()
+        let own = locked(&self.backoff).is_failing();
+        own || self.host.backoff(ConnectBackoff::is_failing)
     }
 
     /// Why the last attempt after `since` failed, if none has succeeded after it.
     pub fn reason_since(&self, since: Instant) -> Option<ClientError> {
-        let own = self.backoff().reason_since(since);
-        own.or_else(|| self.host.reason_since(since))
+        let own = locked(&self.backoff).reason_since(since);
+        own.or_else(|| self.host.backoff(|host| host.reason_since(since)))
     }
 
     /// The error for all waiting sessions where the next attempt is too far away to wait for it.
     pub fn error_at_once(&self, now: Instant) -> Option<ClientError> {
-        let own = self.backoff().error_at_once(now);
-        own.or_else(|| self.host.error_at_once(now))
+        let own = locked(&self.backoff).error_at_once(now);
+        own.or_else(|| self.host.backoff(|host| host.error_at_once(now)))
     }
 
     /// The error for sessions that have waited for [`ERROR_WITHIN`](super::connect_backoff::ERROR_WITHIN) on
@@ -189,16 +112,15 @@ impl Connector {
         if self.live() <= self.opening() { self.host.silent(now) } else { None }
     }
 
-    /// An attempt begins.
     pub fn begin(&self) -> Attempt {
-        self.backoff().begin()
+        locked(&self.backoff).begin()
     }
 
     /// An attempt led to a server.
     pub fn succeeded(&self, turn: Turn) {
         turn.succeeded();
         self.stats.servers_opened.fetch_add(1, Ordering::Relaxed);
-        let mut backoff = self.backoff();
+        let mut backoff = locked(&self.backoff);
         if backoff.is_failing() {
             info!(tenant = self.tenant.name, host = self.tenant.host.name, "servers can be opened again");
         }
@@ -219,10 +141,9 @@ impl Connector {
         client_error
     }
 
-    /// An attempt failed for a reason that concerns no other tenant. Returns whether it is to be logged as a
-    /// warning.
+    /// An attempt failed for a reason that concerns no other tenant. Returns whether to log a warning.
     pub fn failed_for_tenant(&self, attempt: Attempt, reason: &ClientError) -> bool {
-        self.backoff().failed(attempt, reason, Instant::now(), rand::random())
+        locked(&self.backoff).failed(attempt, reason, Instant::now(), rand::random())
     }
 
     /// Counts a failed attempt, and logs it: as a warning if it `is_news`.
@@ -236,8 +157,7 @@ impl Connector {
         }
     }
 
-    /// As [`Self::connect`]. Where the host takes no more connections, closes idle servers of other pools,
-    /// and tries again.
+    /// As [`Self::connect`]. Where the host is full, closes idle servers of other pools, and tries again.
     pub async fn connect_making_room(
         &self,
         pool: &Arc<Pool>,
@@ -246,7 +166,7 @@ impl Connector {
     ) -> Result<NewConnection, DialError> {
         // Without other servers of the proxy there, closing makes no room: after a failure one attempt is
         // enough.
-        let alone = self.host.is_failing() && self.budget.live() <= 1;
+        let alone = self.host.backoff(ConnectBackoff::is_failing) && self.budget.live() <= 1;
         let mut opened = self.connect(turn, startup).await;
         let pauses = if alone { &[] } else { &HOST_FULL_PAUSES[..] };
         for (at, &pause) in pauses.iter().enumerate() {
@@ -263,9 +183,6 @@ impl Connector {
     }
 
     /// Opens a connection that is logged in and verified to be the tenant's.
-    ///
-    /// # Errors
-    /// [`DialError`].
     pub async fn connect(&self, turn: &Turn, startup: &Settings) -> Result<NewConnection, DialError> {
         let answered = || turn.answered();
         let target = DialTarget {

@@ -2,7 +2,7 @@
 //! here it gets its turn, and a failure of the host ends the waits of all sessions on that host.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
 };
 
@@ -11,10 +11,10 @@ use tracing::info;
 
 use super::{
     Pool,
-    connect_backoff::ERROR_WITHIN,
+    connect_backoff::{ConnectBackoff, ERROR_WITHIN},
     connect_turns::{ConnectTurns, Outcome},
 };
-use crate::error::ClientError;
+use crate::{data_path::lock::locked, error::ClientError};
 
 /// How often [`HostConnecting::wait`] looks whether a pause is over.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -37,7 +37,6 @@ struct State {
 /// What waits for a turn.
 #[derive(Debug)]
 enum Waiter {
-    /// A pool.
     Pool(Weak<Pool>),
     /// The caller of [`HostConnecting::wait`].
     Caller(oneshot::Sender<Result<Turn, ClientError>>),
@@ -80,52 +79,37 @@ impl HostConnecting {
         Self { name: name.to_owned(), state: Mutex::new(state), pools: Mutex::default() }
     }
 
-    fn locked(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Applies the configuration.
     pub fn set_limits(&self, attempts_max: usize, pause_max: Duration) {
-        self.locked().turns.set_limits(attempts_max, pause_max);
+        locked(&self.state).turns.set_limits(attempts_max, pause_max);
     }
 
-    /// Forgets earlier failures.
     pub fn forget(&self) {
-        self.locked().turns.forget();
+        locked(&self.state).turns.forget();
     }
 
     /// Adds a pool of this host: when the host fails, its waits end.
     pub fn register(&self, pool: &Arc<Pool>) {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = locked(&self.pools);
         pools.retain(|known| known.strong_count() > 0);
         pools.push(Arc::downgrade(pool));
     }
 
-    /// Whether the host's last attempt failed.
-    pub fn is_failing(&self) -> bool {
-        self.locked().turns.backoff().is_failing()
-    }
-
-    /// Why the host's last attempt after `since` failed, if none has succeeded after it.
-    pub fn reason_since(&self, since: Instant) -> Option<ClientError> {
-        self.locked().turns.backoff().reason_since(since)
-    }
-
-    /// The error for sessions where the next attempt is too far away to wait for it.
-    pub fn error_at_once(&self, now: Instant) -> Option<ClientError> {
-        self.locked().turns.backoff().error_at_once(now)
+    /// Reads the host's failures.
+    pub fn backoff<T>(&self, read: impl FnOnce(&ConnectBackoff) -> T) -> T {
+        read(locked(&self.state).turns.backoff())
     }
 
     /// The error for sessions that have waited for [`ERROR_WITHIN`]: the host has failed, and the attempt
     /// under way has had no answer for as long.
     pub fn silent(&self, now: Instant) -> Option<ClientError> {
-        self.locked().turns.silent(now).cloned()
+        locked(&self.state).turns.silent(now).cloned()
     }
 
     /// A turn for `pool`. `None`: the pool waits for it, and [`Pool::open_by`] gets it.
     pub fn take(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Turn> {
         {
-            let mut state = self.locked();
+            let mut state = locked(&self.state);
             if !pool.connector.set_awaits_turn(true) {
                 state.turns.join(pool.tenant.id, Waiter::Pool(Arc::downgrade(pool)));
             }
@@ -133,14 +117,12 @@ impl HostConnecting {
         self.hand_out(Some(pool))
     }
 
-    /// Waits for a turn for one server of `tenant`.
-    ///
-    /// # Errors
-    /// Why the host cannot be reached, if an attempt fails meanwhile or the next one is too far away.
+    /// Waits for a turn for one server of `tenant`. The error says why the host cannot be reached: an
+    /// attempt has failed meanwhile, or the next one is too far away.
     pub async fn wait(self: &Arc<Self>, tenant: i64) -> Result<Turn, ClientError> {
         let asked_at = Instant::now();
         let (sender, mut turn) = oneshot::channel();
-        self.locked().turns.join(tenant, Waiter::Caller(sender));
+        locked(&self.state).turns.join(tenant, Waiter::Caller(sender));
         loop {
             self.hand_out(None);
             if let Ok(got) = tokio::time::timeout(LOOK_EVERY, &mut turn).await {
@@ -149,7 +131,7 @@ impl HostConnecting {
             let now = Instant::now();
             let silent =
                 || self.silent(now).filter(|_| now.saturating_duration_since(asked_at) >= ERROR_WITHIN);
-            if let Some(reason) = self.error_at_once(now).or_else(silent) {
+            if let Some(reason) = self.backoff(|host| host.error_at_once(now)).or_else(silent) {
                 return Err(reason);
             }
         }
@@ -158,7 +140,7 @@ impl HostConnecting {
     /// Hands turns to all that may begin now; one for `here` is returned.
     fn hand_out(self: &Arc<Self>, here: Option<&Arc<Pool>>) -> Option<Turn> {
         let mut own = None;
-        if std::mem::replace(&mut self.locked().hands_out, true) {
+        if std::mem::replace(&mut locked(&self.state).hands_out, true) {
             return None;
         }
         while let Some((turn, waiter)) = self.next() {
@@ -181,7 +163,7 @@ impl HostConnecting {
 
     /// The next that may begin; `None`: none, and this thread stops handing out turns.
     fn next(self: &Arc<Self>) -> Option<(Turn, Waiter)> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         let next = state.turns.next(Instant::now(), Waiter::wants);
         state.hands_out = next.is_some();
         let (number, waiter) = next?;
@@ -191,14 +173,14 @@ impl HostConnecting {
 
     /// Ends all waits on this host, in all pools.
     fn end_waits(&self, reason: &ClientError) {
-        let callers = self.locked().turns.take_out(|waiter| matches!(waiter, Waiter::Caller(_)));
+        let callers = locked(&self.state).turns.take_out(|waiter| matches!(waiter, Waiter::Caller(_)));
         for caller in callers {
             if let Waiter::Caller(sender) = caller {
                 let _ = sender.send(Err(reason.clone()));
             }
         }
         let pools: Vec<_> = {
-            let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+            let pools = locked(&self.pools);
             pools.iter().filter_map(Weak::upgrade).collect()
         };
         for pool in pools.iter().filter(|pool| pool.waiting() > 0) {
@@ -210,7 +192,7 @@ impl HostConnecting {
 impl Turn {
     /// The server has asked for authentication: the host is up.
     pub fn answered(&self) {
-        let was_failing = self.host.locked().turns.answered(self.number);
+        let was_failing = locked(&self.host.state).turns.answered(self.number);
         if was_failing {
             info!(host = self.host.name, "host answers again");
         }
@@ -219,7 +201,7 @@ impl Turn {
 
     /// Whether the server has asked for authentication.
     pub fn is_answered(&self) -> bool {
-        self.host.locked().turns.is_answered(self.number)
+        locked(&self.host.state).turns.is_answered(self.number)
     }
 
     /// A server was opened, or the attempt failed for a reason of the tenant's own.
@@ -236,7 +218,7 @@ impl Turn {
     }
 
     fn ended(&self, how: Outcome<'_>) -> bool {
-        self.host.locked().turns.ended(self.number, how, Instant::now(), rand::random())
+        locked(&self.host.state).turns.ended(self.number, how, Instant::now(), rand::random())
     }
 }
 

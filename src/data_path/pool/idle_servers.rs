@@ -41,7 +41,7 @@ impl Pool {
     /// Puts an idle server back if it answers. So a connection that the network has dropped silently (after a
     /// failover, by a firewall) is found before a client gets it.
     async fn check(&self, mut server: Box<PooledServer>) {
-        let answer = tokio::time::timeout(self.connector.options().connect_timeout, server.run("")).await;
+        let answer = tokio::time::timeout(self.connector.options.connect_timeout, server.run("")).await;
         match answer.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
             Ok(_) => {
                 server.answered_at = self.worker.clock.now();

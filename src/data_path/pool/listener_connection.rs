@@ -16,7 +16,7 @@ use crate::{
         session_state::channels::{MARKERS, messages, statements_for},
     },
     error::ClientError,
-    wire::frame::header,
+    wire::{frame::header, server_error::is_fatal},
 };
 
 /// The longest message of a server that only listens; a payload has 8 000 bytes at most.
@@ -34,7 +34,6 @@ pub(super) struct ListenerConnection {
 
 /// Why the task ends.
 enum Lost {
-    /// By instruction.
     Ordered(ClientError),
     /// The connection broke, or the server ended it.
     Broken(String),
@@ -53,13 +52,10 @@ impl From<AskError> for Lost {
 }
 
 impl ListenerConnection {
-    /// Opens a connection that listens for markers only.
-    ///
-    /// # Errors
-    /// As [`Pool::open_beside`].
+    /// Opens a connection that listens for markers only. Errors: as [`Pool::open_beside`].
     pub async fn open(pool: &Arc<Pool>) -> Result<Self, ClientError> {
         let mut server = pool.open_beside().await?;
-        server.listens();
+        server.listed.listens();
         let lost = |error: AskError| {
             warn!(tenant = pool.tenant.name, side = "server", %error, "cannot open a listener connection");
             ClientError::ServerLost
@@ -147,7 +143,7 @@ impl ListenerConnection {
             taken += message.len();
             match message.first() {
                 Some(b'A') => listener.deliver(message, pool.rules.notifications_bytes_max),
-                Some(b'E') if self.server.side.closes_connection(message) => {
+                Some(b'E') if is_fatal(message) => {
                     return Err(Lost::Broken("the server ended the session".to_owned()));
                 }
                 Some(b'E') => listener.refused(),

@@ -39,7 +39,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use self::pinned_sessions::Pinned;
 pub use self::pooled_server::PooledServer;
 pub use self::stats::Present;
-pub use self::tenant_pools::{BeforeFirstPool, PoolTotals, RoleRepair, TenantLookup, TenantPools};
+pub use self::tenant_pools::{BeforeFirstPool, RoleRepair, TenantLookup, TenantPools};
 use self::{
     connector::Connector,
     pinned_sessions::PinnedSessions,
@@ -176,8 +176,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// An idle server, if there is one; then no session waits. Dropping it closes it; only
-    /// [`Pool::give_back`] returns it.
+    /// An idle server, if there is one. Dropping it closes it; only [`Pool::give_back`] returns it.
     #[inline]
     pub fn try_borrow(&self) -> Option<Box<PooledServer>> {
         while let Some(server) = self.queue.take_idle() {
@@ -188,8 +187,7 @@ impl Pool {
         None
     }
 
-    /// The server that has been idle for longest; [`Pool::try_borrow`] lends the one that was given back
-    /// last.
+    /// The server that is idle for longest; [`Pool::try_borrow`] lends the one that was given back last.
     pub(super) fn take_longest_idle(&self) -> Option<Box<PooledServer>> {
         let mut idle: Vec<_> = std::iter::from_fn(|| self.try_borrow()).collect();
         let longest = idle.pop();
@@ -199,9 +197,7 @@ impl Pool {
         longest
     }
 
-    /// A server, opened if need be; waits for at most `wait` from `since` on.
-    ///
-    /// # Errors
+    /// A server, opened if need be; waits for at most `wait` from `since` on. Errors:
     /// [`ClientError::PoolBusy`] after that time, [`ClientError::ServerUnreachable`] when none could be
     /// opened, [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
     pub async fn borrow(
@@ -224,18 +220,17 @@ impl Pool {
         borrowed
     }
 
-    /// Returns a clean server. It is closed if it is not reusable, too old, or if another pool needs its
-    /// permit.
+    /// Returns a server. It is closed if it is not reusable, too old, or if another pool needs its permit.
     #[inline]
     pub fn give_back(&self, mut server: Box<PooledServer>) {
-        server.returned();
+        server.listed.returned(server.side.statements.len());
         if server.side.parameters_changed {
             self.note_reported(&mut server);
         }
         let now = self.worker.clock.now();
         let age = now.saturating_sub(server.opened_at);
         let yields =
-            self.connector.is_permit_wanted() && self.waiting() == 0 && age >= self::host_budget::HOLD;
+            self.connector.budget.is_permit_wanted() && self.waiting() == 0 && age >= self::host_budget::HOLD;
         if yields || age >= self.rules.server_lifetime || !server.is_reusable() {
             return;
         }
@@ -245,15 +240,13 @@ impl Pool {
         self.put(server);
     }
 
-    /// Hands a server to the session that has waited longest, or makes it idle; closes it if the pool is
-    /// paused or retired.
+    /// Hands a server to the longest waiter, or makes it idle; closes it if the pool is paused or retired.
     #[inline]
     pub(super) fn put(&self, server: Box<PooledServer>) {
         drop(self.queue.put(server));
     }
 
-    /// The last check before a server is lent. Closes it if it is not this pool's own, not reusable, or has
-    /// ended.
+    /// The last check before a server is lent. Closes it if it is another pool's, not reusable, or ended.
     #[inline]
     pub(super) fn inspect(&self, mut server: Box<PooledServer>) -> Option<Box<PooledServer>> {
         let ours = server.owner == (self.tenant.id, self.access);
@@ -270,14 +263,9 @@ impl Pool {
         Some(server)
     }
 
-    /// Takes an idle server out for good, to free its permit.
-    pub fn take_idle(&self) -> Option<Box<PooledServer>> {
-        self.queue.take_idle()
-    }
-
     /// How its servers are reached.
     pub fn dial_options(&self) -> &DialOptions {
-        self.connector.options()
+        &self.connector.options
     }
 
     /// Servers open or being opened.
@@ -285,12 +273,10 @@ impl Pool {
         self.connector.live()
     }
 
-    /// Servers idle now.
     pub fn idle(&self) -> usize {
         self.queue.idle()
     }
 
-    /// Servers being opened.
     pub fn opening(&self) -> usize {
         self.connector.opening()
     }

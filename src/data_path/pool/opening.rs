@@ -58,7 +58,7 @@ impl Pool {
 
     /// Starts opening a server; `false`: not now.
     pub(super) fn open_one_more(self: &Arc<Self>) -> bool {
-        self.has_room() && self.connector.turn_for(self).is_some_and(|turn| self.start_opening(turn))
+        self.has_room() && self.connector.host.take(self).is_some_and(|turn| self.start_opening(turn))
     }
 
     /// Its turn on the host has come. Runs on the pool's worker.
@@ -71,7 +71,7 @@ impl Pool {
 
     /// `false`: the budget has no room.
     fn start_opening(self: &Arc<Self>, turn: Turn) -> bool {
-        let Some(permit) = self.connector.permit(self) else { return false };
+        let Some(permit) = self.connector.budget.acquire(self) else { return false };
         let pool = self.clone();
         let opening = Opening::of(self);
         self.worker.spawn(async move {
@@ -117,11 +117,8 @@ impl Pool {
     }
 
     /// A server for one session, started with what its client asks for. `None`: pool or budget have no room,
-    /// or the host takes no more connections while this pool has others.
-    ///
-    /// # Errors
-    /// [`ClientError::Server`] with the server's own words where it refuses a parameter,
-    /// [`ClientError::ServerUnreachable`].
+    /// or the host takes no more connections while this pool has others. Errors: [`ClientError::Server`]
+    /// with the server's own words where it refuses a parameter, [`ClientError::ServerUnreachable`].
     pub(super) async fn open_for(
         self: &Arc<Self>,
         startup: &Settings,
@@ -129,11 +126,11 @@ impl Pool {
         if !self.has_room() {
             return Ok(None);
         }
-        let turn = match self.connector.turn().await {
+        let turn = match self.connector.host.wait(self.tenant.id).await {
             Ok(turn) => turn,
             Err(client_error) => return if self.live() > 0 { Ok(None) } else { Err(client_error) },
         };
-        let permit = if self.has_room() { self.connector.permit(self) } else { None };
+        let permit = if self.has_room() { self.connector.budget.acquire(self) } else { None };
         let Some(permit) = permit else { return Ok(None) };
         let _opening = Opening::of(self);
         let attempt = self.connector.begin();
@@ -156,15 +153,12 @@ impl Pool {
     }
 
     /// A server beside the pool: it counts in the host's budget, not in the pool's size, and is never given
-    /// back.
-    ///
-    /// # Errors
-    /// [`ClientError::PoolBusy`] if the budget is spent, [`ClientError::ServerUnreachable`].
+    /// back. Errors: [`ClientError::PoolBusy`] if the budget is spent, [`ClientError::ServerUnreachable`].
     pub(super) async fn open_beside(self: &Arc<Self>) -> Result<Box<PooledServer>, ClientError> {
         let busy = ClientError::PoolBusy { waited: Duration::ZERO };
-        let permit = self.connector.permit_beside(self).ok_or(busy)?;
+        let permit = self.connector.budget.acquire_beside(self).ok_or(busy)?;
         self.connector.pause().await;
-        let turn = self.connector.turn().await?;
+        let turn = self.connector.host.wait(self.tenant.id).await?;
         let attempt = self.connector.begin();
         let mut opened = self.connector.connect_making_room(self, &turn, &Settings::default()).await;
         match &opened {
@@ -175,7 +169,7 @@ impl Pool {
                 if self.repair(error, &Settings::default()).await
                     && let Some(successor) = self.current()
                 {
-                    let turn = successor.connector.turn().await?;
+                    let turn = successor.connector.host.wait(successor.tenant.id).await?;
                     opened = successor.connector.connect(&turn, &Settings::default()).await;
                 }
             }
@@ -186,9 +180,7 @@ impl Pool {
         Ok(server)
     }
 
-    /// Closes a server and opens another one with its permit, started with what a client asks for.
-    ///
-    /// # Errors
+    /// Closes a server and opens another one with its permit, started with what a client asks for. Errors:
     /// As [`Self::open_for`].
     pub(super) async fn restart(
         &self,
@@ -198,7 +190,7 @@ impl Pool {
         let (mut server, permit) = server.into_parts();
         let _ = server.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
         drop(server);
-        let turn = self.connector.turn().await?;
+        let turn = self.connector.host.wait(self.tenant.id).await?;
         let attempt = self.connector.begin();
         match self.connector.connect(&turn, &startup).await {
             Ok(opened) => Ok(self.opened(opened, turn, permit, startup)),
@@ -230,8 +222,18 @@ impl Pool {
     }
 
     fn wrap(&self, server: Server, permit: Permit) -> Box<PooledServer> {
-        let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
-        Box::new(PooledServer::new(server, owner, permit, &self.server_list, now))
+        let now = self.worker.clock.now();
+        let listed = self.server_list.add(&server.stream, server.process_id, now.as_millis() as u32);
+        Box::new(PooledServer {
+            server,
+            owner: (self.tenant.id, self.access),
+            changes_seen: 0,
+            opened_at: now,
+            idle_since: now,
+            answered_at: now,
+            permit,
+            listed,
+        })
     }
 
     /// After a failure that a changed password, role or database may explain: has the row read again, and the

@@ -3,11 +3,11 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use super::{Pool, TenantPools};
-use crate::error::ClientError;
+use crate::{data_path::lock::locked, error::ClientError};
 
 /// One tenant, by id; `None`: all tenants.
 pub type TenantScope = Option<i64>;
@@ -24,35 +24,31 @@ struct State {
 }
 
 impl Pauses {
-    fn locked(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether a tenant's pools lend no server.
     pub fn is_paused(&self, tenant: i64) -> bool {
-        let state = self.locked();
+        let state = locked(&self.0);
         state.all_paused || state.paused.contains(&tenant)
     }
 
     /// Whether no pool lends a server.
     pub fn all_paused(&self) -> bool {
-        self.locked().all_paused
+        locked(&self.0).all_paused
     }
 
     /// Whether a tenant takes no new session.
     pub fn is_disabled(&self, tenant: i64) -> bool {
-        self.locked().disabled.contains(&tenant)
+        locked(&self.0).disabled.contains(&tenant)
     }
 
     /// Ids of the tenants that were paused or disabled by name.
     pub fn named(&self) -> Vec<i64> {
-        let state = self.locked();
+        let state = locked(&self.0);
         state.paused.union(&state.disabled).copied().collect()
     }
 
     /// Takes no new session, or takes them again.
     pub fn set_disabled(&self, tenant: i64, disabled: bool) {
-        let mut state = self.locked();
+        let mut state = locked(&self.0);
         match disabled {
             true => state.disabled.insert(tenant),
             false => state.disabled.remove(&tenant),
@@ -60,7 +56,7 @@ impl Pauses {
     }
 
     fn set_paused(&self, scope: TenantScope, paused: bool) {
-        let mut state = self.locked();
+        let mut state = locked(&self.0);
         match (scope, paused) {
             (None, true) => state.all_paused = true,
             (None, false) => {
@@ -93,11 +89,10 @@ impl TenantPools {
         }
     }
 
-    /// Replaces pools: sessions get new servers from their next transaction on. Forgets earlier failures of
-    /// the hosts.
+    /// Replaces pools: sessions get new servers from the next transaction on. Forgets failures of hosts.
     pub async fn reconnect(&self, scope: TenantScope) {
         for pool in self.in_scope(scope) {
-            pool.connector.forget_failures();
+            pool.connector.host.forget();
             self.replace(&pool, pool.tenant.clone()).await;
         }
     }

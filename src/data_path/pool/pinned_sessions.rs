@@ -10,12 +10,13 @@
 //!
 //! The session that has been idle longest comes first.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::Pool;
 use crate::{
     data_path::{
         functions::FunctionEffects,
+        lock::locked,
         session_state::pins::Pins,
         sessions::registry::{Activity, SessionHandle},
     },
@@ -34,10 +35,10 @@ const UNREAD_MS: u32 = 1_000;
 /// The pinned sessions of a pool, in the order in which they were pinned.
 #[derive(Debug)]
 pub struct PinnedSessions {
-    sessions: Mutex<Vec<Arc<SessionHandle>>>,
+    pub(super) sessions: Mutex<Vec<Arc<SessionHandle>>>,
     /// `max_pinned_servers`.
-    limit: usize,
-    functions: Arc<FunctionEffects>,
+    pub(super) limit: usize,
+    pub(super) functions: Arc<FunctionEffects>,
 }
 
 /// A session is pinned as long as this lives.
@@ -49,14 +50,13 @@ pub struct Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.all.locked().retain(|session| session.process_id != self.process_id);
+        locked(&self.all.sessions).retain(|session| session.process_id != self.process_id);
     }
 }
 
 /// What a pinned session must do because others wait.
 #[derive(Debug)]
 pub enum Reclaim {
-    /// Nothing yet.
     Nothing,
     /// Return its server; the values for which it was pinned are lost.
     Server,
@@ -65,34 +65,9 @@ pub enum Reclaim {
 }
 
 impl PinnedSessions {
-    pub(super) fn new(limit: usize, functions: Arc<FunctionEffects>) -> Arc<Self> {
-        Arc::new(Self { sessions: Mutex::default(), limit, functions })
-    }
-
-    fn locked(&self) -> MutexGuard<'_, Vec<Arc<SessionHandle>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(self: &Arc<Self>, session: &Arc<SessionHandle>) -> Pinned {
-        self.locked().push(session.clone());
-        Pinned { all: self.clone(), process_id: session.process_id }
-    }
-
-    fn reclaim_unread(&self, now_ms: u32) {
-        if self.functions.are_sequences_read() {
-            return;
-        }
-        let for_sequences = |pins: Pins| !pins.is_empty() && pins.difference(Pins::SEQUENCES).is_empty();
-        for session in self.locked().iter().filter(|session| for_sequences(session.pins())) {
-            if idle_ms(session, now_ms) >= Some(UNREAD_MS) {
-                session.call_back();
-            }
-        }
-    }
-
     #[cold]
     fn reclaim_one(&self, now_ms: u32) -> bool {
-        let sessions = self.locked();
+        let sessions = locked(&self.sessions);
         let others_read = self.functions.are_sequences_read();
         let returning = sessions.iter().filter(|session| {
             let pins = session.pins();
@@ -111,7 +86,7 @@ impl PinnedSessions {
     }
 
     fn is_beyond_limit(&self, session: &SessionHandle) -> bool {
-        let sessions = self.locked();
+        let sessions = locked(&self.sessions);
         let mut firm = sessions.iter().filter(|session| !can_return(session.pins()));
         firm.position(|other| other.process_id == session.process_id).is_some_and(|place| place >= self.limit)
     }
@@ -125,7 +100,8 @@ impl PinnedSessions {
 impl Pool {
     /// Pins a session as long as the result lives.
     pub fn pin(&self, session: &Arc<SessionHandle>) -> Pinned {
-        self.pinned.add(session)
+        locked(&self.pinned.sessions).push(session.clone());
+        Pinned { all: self.pinned.clone(), process_id: session.process_id }
     }
 
     /// What a session with these pins, between two transactions, must do now because others wait.
@@ -150,7 +126,16 @@ impl Pool {
 
     /// Reclaims servers that are pinned for `currval` and `lastval`, if no session of the tenant reads these.
     pub(super) fn reclaim_unread(&self) {
-        self.pinned.reclaim_unread(self.worker.clock.now_ms());
+        if self.functions.are_sequences_read() {
+            return;
+        }
+        let now_ms = self.worker.clock.now_ms();
+        let for_sequences = |pins: Pins| !pins.is_empty() && pins.difference(Pins::SEQUENCES).is_empty();
+        for session in locked(&self.pinned.sessions).iter().filter(|session| for_sequences(session.pins())) {
+            if idle_ms(session, now_ms) >= Some(UNREAD_MS) {
+                session.call_back();
+            }
+        }
     }
 }
 

@@ -3,14 +3,10 @@
 
 use std::{
     ops::{Deref, DerefMut},
-    sync::Arc,
     time::Duration,
 };
 
-use super::{
-    host_budget::Permit,
-    server_list::{ListedServer, ServerList},
-};
+use super::{host_budget::Permit, server_list::ListedServer};
 use crate::data_path::{server::connection::Server, tenant::Access};
 
 /// A server and the pool's records of it. Dropping it closes the connection, then frees its permit.
@@ -18,7 +14,7 @@ use crate::data_path::{server::connection::Server, tenant::Access};
 /// All times are on the worker's coarse clock.
 #[derive(Debug)]
 pub struct PooledServer {
-    server: Server,
+    pub(super) server: Server,
     /// Tenant id and access of the pool that opened it; compared whenever it is lent (invariant 2).
     pub(super) owner: (i64, Access),
     /// The count of parameter changes in the pool when this server last reported its own.
@@ -28,52 +24,15 @@ pub struct PooledServer {
     pub(super) idle_since: Duration,
     /// When it last answered.
     pub(super) answered_at: Duration,
-    permit: Permit,
-    listed: ListedServer,
+    pub(super) permit: Permit,
+    /// What operators see of it.
+    pub listed: ListedServer,
 }
 
 impl PooledServer {
-    /// A server that was opened just `now`.
-    pub(super) fn new(
-        server: Server,
-        owner: (i64, Access),
-        permit: Permit,
-        list: &Arc<ServerList>,
-        now: Duration,
-    ) -> Self {
-        let listed = list.add(&server.stream, server.process_id, now.as_millis() as u32);
-        Self {
-            server,
-            owner,
-            changes_seen: 0,
-            opened_at: now,
-            idle_since: now,
-            answered_at: now,
-            permit,
-            listed,
-        }
-    }
-
     /// The connection and its permit, for a server that replaces it; takes it off the server list.
     pub(super) fn into_parts(self) -> (Server, Permit) {
         (self.server, self.permit)
-    }
-
-    /// Shows operators that the session with this process number has it.
-    #[inline]
-    pub fn lent_to(&self, session: i32, now_ms: u32) {
-        self.listed.lent_to(session, now_ms);
-    }
-
-    /// Shows operators that no session has it.
-    #[inline]
-    pub(super) fn returned(&self) {
-        self.listed.returned(self.server.side.statements.len());
-    }
-
-    /// Shows operators that it is a listener connection.
-    pub(super) fn listens(&self) {
-        self.listed.listens();
     }
 }
 

@@ -32,18 +32,12 @@ pub(super) struct RoleStart {
     /// Known once a server was open.
     start: OnceLock<Arc<RoleSettings>>,
     /// Held while the pool is replaced because they have changed.
-    replacing: tokio::sync::Mutex<()>,
+    pub replacing: tokio::sync::Mutex<()>,
 }
 
 impl RoleStart {
-    /// No server is open yet.
     pub fn new(role: &str, access: Access) -> Self {
         Self { role: role.into(), access, start: OnceLock::new(), replacing: tokio::sync::Mutex::default() }
-    }
-
-    /// Lets one task at a time replace the pool.
-    pub async fn replacing(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.replacing.lock().await
     }
 
     /// The one setting that the role was created with; empty: none.
@@ -54,8 +48,7 @@ impl RoleStart {
         }
     }
 
-    /// Whether the role has other settings than it was created with. Removes from the rows the columns for
-    /// this question.
+    /// Whether the role has other settings than it was created with. Removes the columns about that.
     fn unlike_made(&self, rows: &mut [Row]) -> Option<IdentityTrouble> {
         let (mut others, mut is_made) = (Vec::new(), false);
         for row in rows {
@@ -79,10 +72,8 @@ impl Pool {
     }
 
     /// Asks a server whether a session that begins now gets the settings with which this pool's servers
-    /// began. If not, replaces the pool; the server may then serve only a session that has it already.
-    ///
-    /// # Errors
-    /// [`AskError::Lost`]: the server must be closed.
+    /// began. If not, replaces the pool; the server may then serve only a session that has it already. After
+    /// [`AskError::Lost`] the server must be closed.
     pub async fn has_same_start(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
         // Known before the server was opened, and still in the catalog: so it began with them.
         let before = self.start();
@@ -124,8 +115,7 @@ impl Pool {
         Ok(false)
     }
 
-    /// Has the control path repair a role or database that is not as it was created. `true`: the pool was
-    /// replaced.
+    /// Has the control path repair a role or database that has changed. `true`: the pool was replaced.
     pub(super) async fn repair_role(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
         match self.all_pools() {
             Some(pools) => pools.repair_role(self, trouble).await,
@@ -133,8 +123,7 @@ impl Pool {
         }
     }
 
-    /// The same for a server that was lost, or refused a query of ours, at its start: settings of the role
-    /// may be the cause.
+    /// The same for a server that was lost, or refused a query, at its start: the role's settings may be why.
     pub(super) async fn repair_role_after(self: &Arc<Self>, error: &AskError) -> bool {
         let said = format!("a session of role {:?} was lost at its start: {error}", self.role_start.role);
         self.repair_role(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
@@ -149,9 +138,8 @@ const ABOUT_US: &str = "pg_catalog.pg_db_role_setting AS s WHERE \
     s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
     AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))";
 
-/// The catalog's rows, with `xmin`: an updated row differs. Two further columns: the names of settings that
-/// the role was not created with ($1 is the one that it may have been created with), and whether it has that
-/// one.
+/// The catalog's rows, with `xmin`: an updated row differs. Two more columns: the names of settings that the
+/// role was not created with ($1 is the one that it may have been created with), and whether it has that one.
 fn written() -> String {
     format!(
         "SELECT s.setdatabase, s.setrole, s.xmin, s.setconfig, \
@@ -162,8 +150,7 @@ fn written() -> String {
     )
 }
 
-/// `(name, value, built-in value, whether it is in the catalog)`, without parameters that only a superuser
-/// may set.
+/// `(name, value, built-in value, is in the catalog)`, without parameters that only a superuser may set.
 fn values() -> String {
     format!(
         "WITH named AS (SELECT DISTINCT pg_catalog.lower(pg_catalog.split_part(entry, '=', 1)) AS name \

@@ -5,20 +5,19 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::SystemTime,
 };
 
-use crate::wire::stream::Stream;
+use crate::{data_path::lock::locked, wire::stream::Stream};
 
 /// What operators see of a server.
 #[derive(Debug)]
 pub struct ServerEntry {
     /// Unique in this process.
     pub id: u64,
-    /// The server's process number.
     pub process_id: i32,
     /// Wall clock.
     pub opened_at: SystemTime,
@@ -86,10 +85,6 @@ pub struct ListedServer {
 }
 
 impl ServerList {
-    fn locked(&self) -> MutexGuard<'_, Vec<Arc<ServerEntry>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a server that has just been opened.
     pub fn add(self: &Arc<Self>, stream: &Stream, process_id: i32, now_ms: u32) -> ListedServer {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -104,13 +99,12 @@ impl ServerList {
             lent_ms: AtomicU32::new(now_ms),
             prepared: AtomicU32::new(0),
         });
-        self.locked().push(entry.clone());
+        locked(&self.0).push(entry.clone());
         ListedServer { list: self.clone(), entry }
     }
 
-    /// All open servers.
     pub fn all(&self) -> Vec<Arc<ServerEntry>> {
-        self.locked().clone()
+        locked(&self.0).clone()
     }
 }
 
@@ -124,6 +118,6 @@ impl std::ops::Deref for ListedServer {
 
 impl Drop for ListedServer {
     fn drop(&mut self) {
-        self.list.locked().retain(|entry| !Arc::ptr_eq(entry, &self.entry));
+        locked(&self.list.0).retain(|entry| !Arc::ptr_eq(entry, &self.entry));
     }
 }

@@ -17,7 +17,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -27,6 +27,7 @@ use tokio::sync::{Notify, oneshot};
 use super::{Pool, listener_connection::ListenerConnection};
 use crate::{
     data_path::{
+        lock::locked,
         memory_limit::Account,
         session_state::channels::{Channels, MARKERS, Notification, messages, statements_for},
         sessions::registry::SessionHandle,
@@ -35,8 +36,7 @@ use crate::{
     wire::message::{append, append_cstr},
 };
 
-/// The shared listener of a (tenant, access), if there is one. A pool shares it with the pools that replace
-/// it.
+/// The shared listener of a (tenant, access), if there is one. Pools share it with those that replace them.
 #[derive(Debug, Default)]
 pub struct ListenerSlot {
     current: Mutex<Option<Arc<SharedListener>>>,
@@ -71,7 +71,6 @@ struct State {
     ended: Option<ClientError>,
 }
 
-/// A session that listens.
 #[derive(Debug)]
 struct Subscriber {
     session: Arc<SessionHandle>,
@@ -125,24 +124,18 @@ pub(super) enum Instruction {
 
 impl Pool {
     /// Subscribes a session to the shared listener, which is opened if there is none. `memory` counts its
-    /// notifications.
-    ///
-    /// # Errors
-    /// As [`Pool::open_beside`].
+    /// notifications. Errors: as [`Pool::open_beside`].
     pub async fn subscribe(
         self: &Arc<Self>,
         session: &Arc<SessionHandle>,
         memory: &Arc<Account>,
     ) -> Result<Subscription, ClientError> {
-        if let Some(subscription) =
-            self.listener.now().and_then(|listener| listener.subscribe(session, memory))
-        {
+        let join = || self.listener.now().and_then(|listener| listener.subscribe(session, memory));
+        if let Some(subscription) = join() {
             return Ok(subscription);
         }
         let _opening = self.listener.opening.lock().await;
-        if let Some(subscription) =
-            self.listener.now().and_then(|listener| listener.subscribe(session, memory))
-        {
+        if let Some(subscription) = join() {
             return Ok(subscription);
         }
         let pool = self.current().ok_or(ClientError::AdminShutdown)?;
@@ -153,7 +146,7 @@ impl Pool {
             changed: Notify::new(),
         });
         let subscription = listener.subscribe(session, memory).ok_or(ClientError::Internal)?;
-        *self.listener.locked() = Some(listener.clone());
+        *locked(&self.listener.current) = Some(listener.clone());
         if self.is_paused() || self.current().is_none() {
             listener.end(ClientError::AdminShutdown);
         }
@@ -164,17 +157,13 @@ impl Pool {
 }
 
 impl ListenerSlot {
-    fn locked(&self) -> MutexGuard<'_, Option<Arc<SharedListener>>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn now(&self) -> Option<Arc<SharedListener>> {
-        self.locked().clone()
+        locked(&self.current).clone()
     }
 
     /// Ends the listener, and with `reason` the sessions that subscribed.
     pub fn end(&self, reason: ClientError) {
-        if let Some(listener) = self.locked().take() {
+        if let Some(listener) = locked(&self.current).take() {
             listener.end(reason);
         }
     }
@@ -182,17 +171,13 @@ impl ListenerSlot {
     /// The pool was replaced: the listener goes on with a connection of the new one.
     pub fn replaced_by(&self, pool: &Arc<Pool>) {
         if let Some(listener) = self.now() {
-            listener.locked().successor = Some(pool.clone());
+            locked(&listener.state).successor = Some(pool.clone());
             listener.changed.notify_one();
         }
     }
 }
 
 impl SharedListener {
-    fn locked(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// `None`: the listener has ended.
     fn subscribe(
         self: &Arc<Self>,
@@ -201,7 +186,7 @@ impl SharedListener {
     ) -> Option<Subscription> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if state.ended.is_some() {
             return None;
         }
@@ -211,7 +196,7 @@ impl SharedListener {
     }
 
     fn end(&self, reason: ClientError) {
-        self.locked().ended.get_or_insert(reason);
+        locked(&self.state).ended.get_or_insert(reason);
         self.changed.notify_one();
     }
 
@@ -221,28 +206,27 @@ impl SharedListener {
     }
 
     pub(super) fn instruction(&self) -> Instruction {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if let Some(reason) = &state.ended {
             return Instruction::End(reason.clone());
         }
         state.successor.take().map_or(Instruction::Nothing, Instruction::Move)
     }
 
-    /// Bytes to send.
     pub(super) fn take_outbox(&self) -> Vec<u8> {
-        std::mem::take(&mut self.locked().outbox)
+        std::mem::take(&mut locked(&self.state).outbox)
     }
 
     /// All channels that a session needs.
     pub(super) fn needed(&self) -> Channels {
-        Channels::new(self.locked().needed.keys().map(|name| name.to_string()))
+        Channels::new(locked(&self.state).needed.keys().map(|name| name.to_string()))
     }
 
     /// Passes a NotificationResponse to the subscribers of its channel. A session for which more than
     /// `bytes_max` would wait is ended.
     pub(super) fn deliver(&self, message: &[u8], bytes_max: usize) {
         let Some(Notification { channel, payload, .. }) = Notification::read(message) else { return };
-        let (Ok(channel), mut state) = (std::str::from_utf8(channel), self.locked()) else { return };
+        let (Ok(channel), mut state) = (std::str::from_utf8(channel), locked(&self.state)) else { return };
         if channel == MARKERS
             && let Ok(mark) = std::str::from_utf8(payload)
         {
@@ -259,19 +243,19 @@ impl SharedListener {
 
     /// Whether a query in the outbox or sent has no answer yet.
     pub(super) fn has_unanswered(&self) -> bool {
-        !self.locked().unanswered.is_empty()
+        !locked(&self.state).unanswered.is_empty()
     }
 
     /// The server has sent an error for the first unanswered query.
     pub(super) fn refused(&self) {
-        if let Some(unanswered) = self.locked().unanswered.front_mut() {
+        if let Some(unanswered) = locked(&self.state).unanswered.front_mut() {
             unanswered.failed = true;
         }
     }
 
     /// The server has finished the first unanswered query; `false`: there was none.
     pub(super) fn answered(&self) -> bool {
-        match self.locked().unanswered.pop_front() {
+        match locked(&self.state).unanswered.pop_front() {
             Some(PendingQuery { answered, failed: false }) => drop(answered.send(())),
             Some(_) => {}
             None => return false,
@@ -279,10 +263,9 @@ impl SharedListener {
         true
     }
 
-    /// The task has ended: fails what waits for it, and ends the subscribed sessions between two
-    /// transactions.
+    /// The task has ended: fails what waits, and ends the subscribed sessions between two transactions.
     pub(super) fn ended(&self, reason: &ClientError) {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         state.ended.get_or_insert(reason.clone());
         let subscribers = std::mem::take(&mut state.subscribers);
         *state = State { ended: state.ended.take(), ..State::default() };
@@ -366,9 +349,8 @@ impl State {
 }
 
 impl Subscription {
-    /// Whether the listener has ended.
     pub fn is_lost(&self) -> bool {
-        self.listener.locked().ended.is_some()
+        locked(&self.listener.state).ended.is_some()
     }
 
     /// `client_encoding` of the notifications.
@@ -376,14 +358,11 @@ impl Subscription {
         &self.listener.encoding
     }
 
-    /// Prepares to get these channels, and only these, from a mark on.
-    ///
-    /// # Errors
-    /// [`ListenerLost`]; the subscription stays as it is.
+    /// Prepares to get these channels, and only these, from a mark on. On an error it is as before.
     pub async fn prepare(&self, channels: Arc<Channels>) -> Result<Handover, ListenerLost> {
         let mark = format!("{:032x}", rand::random::<u128>());
         let (answer, done) = {
-            let mut state = self.listener.locked();
+            let mut state = locked(&self.listener.state);
             if state.ended.is_some() {
                 return Err(ListenerLost);
             }
@@ -397,7 +376,7 @@ impl Subscription {
         match answer.await {
             Ok(()) => Ok(Handover { mark, done }),
             Err(_) => {
-                let mut state = self.listener.locked();
+                let mut state = locked(&self.listener.state);
                 if state.handovers.remove(&mark).is_some() {
                     state.unneed(&channels);
                     self.listener.changed.notify_one();
@@ -407,14 +386,10 @@ impl Subscription {
         }
     }
 
-    /// Returns when all earlier notifications have been received: a server sends them before it answers a
-    /// query.
-    ///
-    /// # Errors
-    /// [`ListenerLost`].
+    /// Returns when all earlier notifications are here: a server sends them before it answers a query.
     pub async fn caught_up(&self) -> Result<(), ListenerLost> {
         let answer = {
-            let mut state = self.listener.locked();
+            let mut state = locked(&self.listener.state);
             if state.ended.is_some() {
                 return Err(ListenerLost);
             }
@@ -426,7 +401,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut state = self.listener.locked();
+        let mut state = locked(&self.listener.state);
         if let Some(Subscriber { channels, .. }) = state.subscribers.remove(&self.id) {
             state.forget(self.id, &channels);
             state.unneed(&channels);
@@ -446,7 +421,6 @@ impl Drop for Subscription {
     }
 }
 
-/// Whether a message is this mark.
 pub(super) fn is_mark(message: &[u8], mark: &str) -> bool {
     Notification::read(message)
         .is_some_and(|received| received.channel == MARKERS.as_bytes() && received.payload == mark.as_bytes())
@@ -457,10 +431,8 @@ pub fn around_mark<'m>(bytes: &'m [u8], mark: &str) -> (&'m [u8], &'m [u8]) {
     let mut at = 0;
     for message in messages(bytes) {
         if is_mark(message, mark) {
-            return (
-                bytes.get(..at).unwrap_or_default(),
-                bytes.get(at + message.len()..).unwrap_or_default(),
-            );
+            let behind = at + message.len();
+            return (bytes.get(..at).unwrap_or_default(), bytes.get(behind..).unwrap_or_default());
         }
         at += message.len();
     }

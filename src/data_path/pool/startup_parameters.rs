@@ -9,7 +9,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::{Pool, PooledServer, startup_values::spelled};
 use crate::{
     data_path::{
+        lock::locked,
         server::connection::{AskError, Server},
         session_state::{Settings, parameter_status::ReportedParameters, role_settings::RoleSettings},
     },
@@ -43,16 +44,14 @@ const CHECK_TIME_MAX: Duration = Duration::from_secs(1);
 pub struct StartupStatus {
     /// The startup parameters, as the server spells their values.
     pub settings: Arc<Settings>,
-    /// All reported parameters.
     pub reported: Arc<ReportedParameters>,
     /// NoticeResponse messages, sent first.
-    notices: Arc<[u8]>,
+    pub notices: Arc<[u8]>,
     /// Settings of role and database; `None`: known with the session's first server.
     pub start: Option<Arc<RoleSettings>>,
 }
 
 impl StartupStatus {
-    /// Appends the messages.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.notices);
         self.reported.write(out);
@@ -134,8 +133,7 @@ impl Known {
         self.kept.push_front((asked, status));
     }
 
-    /// Notes reports of parameters that no session has set. Returns whether they contradict the cache, which
-    /// is cleared then.
+    /// Notes reports of parameters that no session has set. `true`: the cache was wrong and is cleared.
     fn note_reported(&mut self, server: &Server) -> bool {
         let side = &server.side;
         let is_set = |name: &str| {
@@ -168,13 +166,9 @@ impl Known {
 }
 
 impl StatusCache {
-    fn locked(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The status for these startup parameters, if it is known.
     fn status(&self, asked: &Settings) -> Option<StartupStatus> {
-        let mut known = self.locked();
+        let mut known = locked(&self.known);
         known.kept(asked).or_else(|| {
             let status = known.composed(asked)?;
             known.keep(asked.clone(), status.clone(), false);
@@ -184,37 +178,24 @@ impl StatusCache {
 
     /// `server_version`, once a server was open.
     pub fn server_version(&self) -> Option<Box<str>> {
-        self.locked().base.as_ref().and_then(|(base, _)| base.text("server_version").map(Into::into))
+        locked(&self.known).base.as_ref().and_then(|(base, _)| base.text("server_version").map(Into::into))
     }
 
-    /// Counts reports that contradicted the cache. A server that has been idle since may have changes that it
-    /// has not reported.
+    /// Counts reports that contradicted the cache. A server that is idle since may have others.
     #[inline]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
     }
 }
 
-/// The server of a session in `pool_mode = "session"`.
-#[derive(Debug)]
-pub struct SessionServer {
-    /// The server.
-    pub server: Box<PooledServer>,
-    /// For its client.
-    pub status: StartupStatus,
-}
-
 impl Pool {
     /// A server that was started with the client's parameters, for the whole session: `pool_mode =
-    /// "session"`.
-    ///
-    /// # Errors
-    /// As [`Pool::startup_status`].
+    /// "session"`. Errors: as [`Pool::startup_status`].
     pub async fn session_server(
         self: &Arc<Self>,
         asked: Settings,
         wait: Duration,
-    ) -> Result<SessionServer, ClientError> {
+    ) -> Result<(StartupStatus, Box<PooledServer>), ClientError> {
         loop {
             let pool = self.current().ok_or(ClientError::AdminShutdown)?;
             let opened = pool.open_for(&asked).await?;
@@ -230,7 +211,7 @@ impl Pool {
                         (Arc::new(server.side.reported.clone()), server.notices.clone().into());
                     let start = pool.start().cloned();
                     let status = StartupStatus { settings: Arc::default(), reported, notices, start };
-                    return Ok(SessionServer { server, status });
+                    return Ok((status, server));
                 }
                 Ok(false) => {}
                 Err(error) if is_new => {
@@ -245,11 +226,8 @@ impl Pool {
         }
     }
 
-    /// The status for a client with these startup parameters. Waits for a server only where the cache has
-    /// none.
-    ///
-    /// # Errors
-    /// As [`Pool::borrow`]; [`ClientError::Server`] with the server's own words for a parameter it refuses.
+    /// The status for a client with these startup parameters. Waits only where the cache has none. Errors: as
+    /// [`Pool::borrow`]; [`ClientError::Server`] with the server's own words for a parameter it refuses.
     pub async fn startup_status(
         self: &Arc<Self>,
         asked: Settings,
@@ -280,7 +258,7 @@ impl Pool {
     #[cold]
     pub(super) fn note_reported(&self, server: &mut PooledServer) {
         server.side.parameters_changed = false;
-        let contradicts = self.status_cache.locked().note_reported(server);
+        let contradicts = locked(&self.status_cache.known).note_reported(server);
         if contradicts {
             info!(
                 tenant = self.tenant.name,
@@ -324,7 +302,7 @@ async fn status_from(
             }
             let status = StartupStatus { settings, reported, notices, start: pool.start().cloned() };
             if changes == pool.status_cache.changes() {
-                pool.status_cache.locked().keep(asked, status.clone(), quiet);
+                locked(&pool.status_cache.known).keep(asked, status.clone(), quiet);
             }
             Ok(status)
         }

@@ -46,8 +46,7 @@ fn names(value: &str) -> bool {
     })
 }
 
-/// PostgreSQL 16 and later write bytes that are not printable ASCII in hexadecimal, earlier versions as
-/// question marks.
+/// PostgreSQL 16 and later write bytes that are not printable ASCII as hexadecimal, earlier as `?`.
 fn application_name(value: &str, base: &ReportedParameters) -> Option<String> {
     let printable = |byte: u8| (b' '..=b'~').contains(&byte);
     match value {

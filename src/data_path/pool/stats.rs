@@ -14,7 +14,6 @@ use crate::data_path::{log_limit::LogLimit, prepared::StatementCounts};
 /// Counters of one (tenant, access). They outlive its pools.
 #[derive(Debug, Default)]
 pub struct PoolStats {
-    /// Sessions now.
     pub sessions: AtomicUsize,
     /// Sessions of the tenant now, of either access.
     pub sessions_of_tenant: Arc<AtomicUsize>,
@@ -28,7 +27,6 @@ pub struct PoolStats {
     pub server_parses: AtomicU64,
     /// Named statements that clients bound.
     pub binds: AtomicU64,
-    /// Transactions finished.
     pub transactions: AtomicU64,
     /// Queries (simple, or batches up to Sync) finished.
     pub queries: AtomicU64,
@@ -38,7 +36,6 @@ pub struct PoolStats {
     pub bytes_sent: AtomicU64,
     /// ErrorResponses of servers that clients got.
     pub errors: AtomicU64,
-    /// Servers opened.
     pub servers_opened: AtomicU64,
     /// Servers that could not be opened.
     pub connect_failures: AtomicU64,
@@ -96,21 +93,10 @@ impl PoolStats {
 }
 
 /// Upper bounds in microseconds, each about three times the one before.
+#[rustfmt::skip]
 pub const BUCKET_BOUNDS_US: [u64; 14] = [
-    100,
-    300,
-    1_000,
-    3_000,
-    10_000,
-    30_000,
-    100_000,
-    300_000,
-    1_000_000,
-    3_000_000,
-    10_000_000,
-    30_000_000,
-    100_000_000,
-    u64::MAX,
+    100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000,
+    30_000_000, 100_000_000, u64::MAX,
 ];
 
 /// A histogram with fixed buckets: two relaxed additions to count, no lock.
@@ -121,7 +107,6 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts one duration.
     #[inline]
     pub fn record(&self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -132,12 +117,10 @@ impl Histogram {
         self.sum_us.fetch_add(us, Relaxed);
     }
 
-    /// Durations per bucket.
     pub fn counts(&self) -> [u64; BUCKET_BOUNDS_US.len()] {
         std::array::from_fn(|at| self.buckets.get(at).map_or(0, |bucket| bucket.load(Relaxed)))
     }
 
-    /// Sum of all durations.
     pub fn sum(&self) -> Duration {
         Duration::from_micros(self.sum_us.load(Relaxed))
     }

@@ -11,15 +11,9 @@ use super::{Pool, TenantPools};
 #[derive(Debug)]
 pub(super) struct Succession {
     /// All pools of the process.
-    pools: Weak<TenantPools>,
-    retired: AtomicBool,
-    successor: OnceLock<Arc<Pool>>,
-}
-
-impl Succession {
-    pub fn new(pools: Weak<TenantPools>) -> Self {
-        Self { pools, retired: AtomicBool::new(false), successor: OnceLock::new() }
-    }
+    pub pools: Weak<TenantPools>,
+    pub retired: AtomicBool,
+    pub successor: OnceLock<Arc<Pool>>,
 }
 
 impl Pool {

@@ -6,7 +6,10 @@ use std::{
     future::Future,
     path::PathBuf,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    },
     time::Duration,
 };
 
@@ -15,14 +18,16 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, connector::Connector, host_budget::HostBudget, host_connecting::HostConnecting,
-    pause::Pauses, pinned_sessions::PinnedSessions, role_settings::RoleStart, shared_listener::ListenerSlot,
-    startup_parameters::StatusCache, stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
+    Pool, PoolRules, connect_backoff::ConnectBackoff, connector::Connector, host_budget::HostBudget,
+    host_connecting::HostConnecting, pause::Pauses, pinned_sessions::PinnedSessions,
+    role_settings::RoleStart, shared_listener::ListenerSlot, startup_parameters::StatusCache,
+    stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
 };
 use crate::{
     config::{Config, TlsMode},
     data_path::{
         functions::FunctionEffects,
+        lock::locked,
         memory_limit::{Account, Accounts},
         prepared::shared_statements::SharedStatements,
         server::{DialOptions, IdentityTrouble},
@@ -37,8 +42,7 @@ use crate::{
 pub type BeforeFirstPool =
     Arc<dyn Fn(Arc<Tenant>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
-/// Reads a tenant's row again, after a change that is under way, for a pool whose credentials the host
-/// rejects.
+/// Reads a tenant's row again, after a change that is under way, for a pool whose host rejects it.
 pub type TenantLookup =
     Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = Option<Arc<Tenant>>> + Send>> + Send + Sync>;
 
@@ -78,7 +82,6 @@ type HostKey = (String, HostAddress, TlsMode, Option<PathBuf>);
 /// Counters of one (tenant, access) since the process started.
 #[derive(Debug, Clone)]
 pub struct PoolTotals {
-    /// The tenant's id.
     pub tenant_id: i64,
     /// The tenant's name when the last pool was made.
     pub tenant: String,
@@ -119,11 +122,8 @@ impl TenantPools {
         })
     }
 
-    /// The tenant's pool. Opens no server.
-    ///
-    /// # Errors
-    /// [`ClientError::NoReadOnlyRole`] if the tenant has no role for that access, [`ClientError::Suspended`]
-    /// if an administrator has disabled it on this node.
+    /// The tenant's pool. Opens no server. Errors: [`ClientError::NoReadOnlyRole`] if the tenant has no role
+    /// for that access, [`ClientError::Suspended`] if an administrator has disabled it on this node.
     pub async fn of(&self, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, ClientError> {
         if self.pauses.is_disabled(tenant.id) {
             let reason = Some("disabled by an administrator".to_owned());
@@ -164,15 +164,24 @@ impl TenantPools {
         let connects = self.connects_of(&tenant.host, &rules);
         let (functions, stats) = (self.functions_of(&tenant), self.stats_of(&tenant, access));
         let role_start = RoleStart::new(&credential.username, access);
-        let connector = Connector::new(
-            tenant.clone(),
+        let backoff = ConnectBackoff::new(rules.connecting_max, rules.server_login_retry);
+        let connector = Connector {
+            tenant: tenant.clone(),
             credential,
-            self.dial.load_full(),
-            budget.clone(),
-            connects.clone(),
-            stats.clone(),
-            &rules,
-        );
+            options: self.dial.load_full(),
+            budget: budget.clone(),
+            host: connects.clone(),
+            stats: stats.clone(),
+            live: AtomicUsize::default(),
+            opening: AtomicUsize::default(),
+            backoff: Mutex::new(backoff),
+            awaits_turn: AtomicBool::default(),
+        };
+        let pinned = PinnedSessions {
+            sessions: Mutex::default(),
+            limit: rules.pinned_max,
+            functions: functions.clone(),
+        };
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
             statements,
@@ -183,11 +192,15 @@ impl TenantPools {
             role_start,
             status_cache: StatusCache::default(),
             listener,
-            pinned: PinnedSessions::new(rules.pinned_max, functions.clone()),
+            pinned: Arc::new(pinned),
             cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
             last_used_ms: AtomicU64::new(0),
             functions_checked_ms: AtomicU64::new(0),
-            succession: Succession::new(self.me.clone()),
+            succession: Succession {
+                pools: self.me.clone(),
+                retired: AtomicBool::default(),
+                successor: OnceLock::new(),
+            },
             place: Arc::new(TenantAccess { tenant: tenant.clone(), access }),
             functions,
             stats,
@@ -265,7 +278,6 @@ impl TenantPools {
         self.budget_of(&tenant.host);
     }
 
-    /// The counters of a (tenant, access).
     fn stats_of(&self, tenant: &Tenant, access: Access) -> Arc<PoolStats> {
         let mut all = locked(&self.totals);
         let limit = usize::try_from(self.config.load().limits.directory_cache_max).unwrap_or(usize::MAX);
@@ -298,7 +310,7 @@ impl TenantPools {
     /// Replaces a pool because the settings of its role or database have changed. The new pool shares no
     /// statements: the same text may mean something else under other settings.
     pub(super) async fn replace_for_new_sessions(&self, old: &Arc<Pool>) {
-        let _alone = old.role_start.replacing().await;
+        let _alone = old.role_start.replacing.lock().await;
         if !old.is_retired() {
             self.put_in_place(old, old.tenant.clone(), Arc::default()).await;
         }
@@ -335,8 +347,7 @@ impl TenantPools {
         }
     }
 
-    /// Another part of the process was refused a connection to a host that is full: closes idle servers
-    /// there.
+    /// Another part of the process was refused a connection to a full host: closes idle servers there.
     pub fn make_room(&self, host: &str) {
         let budget = locked(&self.budgets).get(host).cloned();
         if let Some(budget) = budget {
@@ -373,7 +384,6 @@ impl TenantPools {
         self.pools.iter().find_map(|(_, pool)| pool.status_cache.server_version())
     }
 
-    /// All current pools.
     pub fn all(&self) -> Vec<Arc<Pool>> {
         self.pools.iter().map(|(_, pool)| pool).collect()
     }
@@ -393,10 +403,6 @@ impl TenantPools {
         }
         self.pools.run_pending_tasks().await;
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether servers opened for one row serve the other.

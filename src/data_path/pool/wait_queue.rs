@@ -15,7 +15,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -25,10 +25,9 @@ use std::{
 use deadpool::unmanaged;
 
 use super::{Pool, PooledServer, connect_backoff::ERROR_WITHIN};
-use crate::error::ClientError;
+use crate::{data_path::lock::locked, error::ClientError};
 
-/// How often the watching task looks at deadlines and at pinned sessions. Coarse, so that a wait costs no
-/// timer.
+/// How often the watching task looks at deadlines and at pinned sessions. So a wait costs no timer.
 const WATCH_EVERY: Duration = Duration::from_millis(25);
 /// After this wait, a pinned session is asked to return its server at its next transaction boundary.
 const LONG_WAIT: Duration = Duration::from_millis(100);
@@ -40,8 +39,7 @@ pub struct WaitQueue<S> {
     idle: unmanaged::Pool<S>,
     state: Mutex<State<S>>,
     /// Length of the queue; written under the lock. Sequentially consistent, as the counts of servers open
-    /// and being opened: if an attempt ends while a session begins to wait, at least one of the two sees the
-    /// other.
+    /// and being opened: if an attempt ends while a session begins to wait, one of the two sees the other.
     waiting: AtomicUsize,
     /// Copy of `state.paused`; written under the lock.
     paused: AtomicBool,
@@ -100,21 +98,15 @@ impl<S> WaitQueue<S> {
         }
     }
 
-    fn locked(&self) -> MutexGuard<'_, State<S>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn count_waiting(&self, state: &State<S>) {
         self.waiting.store(state.waiting.len(), Ordering::SeqCst);
     }
 
-    /// Sessions that wait.
     #[inline]
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }
 
-    /// Servers that are idle.
     pub fn idle(&self) -> usize {
         self.idle.status().available
     }
@@ -135,13 +127,11 @@ impl<S> WaitQueue<S> {
         self.idle.try_remove().ok()
     }
 
-    /// Hands a server to the session that has waited longest, or makes it idle.
-    ///
-    /// # Errors
-    /// The server, to be closed: the pool is paused or closed.
+    /// Hands a server to the session that has waited longest, or makes it idle. The error is the server, to
+    /// be closed, of a pool that is paused or closed.
     #[inline]
     pub fn put(&self, server: S) -> Result<(), S> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if state.paused || state.closed {
             return Err(server);
         }
@@ -157,10 +147,9 @@ impl<S> WaitQueue<S> {
         }
     }
 
-    /// Takes an idle server, or else a place in the queue: the first one if the session's turn had come
-    /// already (`first`).
+    /// Takes an idle server, or a place in the queue, the first one if its turn had come (`first`).
     fn enter(&self, since: Instant, wait_max: Duration, waker: &Waker, first: bool) -> Entered<S> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if state.closed {
             return Entered::Closed;
         }
@@ -180,7 +169,7 @@ impl<S> WaitQueue<S> {
 
     /// The result for a session; `None`: it waits still, and `waker` is woken.
     fn poll_result(&self, number: u64, waker: &Waker) -> Option<Result<S, ClientError>> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if let Some(at) = state.results.iter().position(|(of, _)| *of == number) {
             return Some(state.results.swap_remove(at).1);
         }
@@ -194,7 +183,7 @@ impl<S> WaitQueue<S> {
 
     /// Leaves the queue; returns the server that was handed over already.
     fn leave(&self, number: u64) -> Option<S> {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         if let Some(at) = state.results.iter().position(|(of, _)| *of == number) {
             return state.results.swap_remove(at).1.ok();
         }
@@ -225,13 +214,13 @@ impl<S> WaitQueue<S> {
 
     /// Ends all waits with this error.
     pub fn refuse_all(&self, client_error: &ClientError) {
-        self.refuse_where(self.locked(), |_| Some(client_error.clone()));
+        self.refuse_where(locked(&self.state), |_| Some(client_error.clone()));
     }
 
     /// Lends no server until it is called with `false`; idle ones are dropped. Sessions go on waiting.
     pub fn set_paused(&self, paused: bool) {
         {
-            let mut state = self.locked();
+            let mut state = locked(&self.state);
             state.paused = paused;
             self.paused.store(paused, Ordering::Relaxed);
         }
@@ -242,7 +231,7 @@ impl<S> WaitQueue<S> {
 
     /// Lends no server any more: drops the idle ones and ends all waits.
     pub fn close(&self) {
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         state.closed = true;
         self.refuse_where(state, |_| Some(ClientError::AdminShutdown));
         self.drop_idle();
@@ -255,7 +244,7 @@ impl<S> WaitQueue<S> {
 
     /// Whether the caller has to start the watching task.
     fn starts_watching(&self) -> bool {
-        !std::mem::replace(&mut self.locked().is_watched, true)
+        !std::mem::replace(&mut locked(&self.state).is_watched, true)
     }
 
     /// Ends waits that have taken too long, with the `reason` why no server could be opened since they began,
@@ -267,13 +256,13 @@ impl<S> WaitQueue<S> {
         silent: Option<&ClientError>,
         reason: impl Fn(Instant) -> Option<ClientError>,
     ) -> bool {
-        self.refuse_where(self.locked(), |waiter| {
+        self.refuse_where(locked(&self.state), |waiter| {
             let waited = now.saturating_duration_since(waiter.since);
             let busy = || ClientError::PoolBusy { waited: waiter.wait_max };
             let too_long = (waited >= waiter.wait_max).then(|| reason(waiter.since).unwrap_or_else(busy));
             too_long.or_else(|| silent.filter(|_| waited >= ERROR_WITHIN).cloned())
         });
-        let mut state = self.locked();
+        let mut state = locked(&self.state);
         let first = state.waiting.front();
         let is_long = first.is_some_and(|first| now.saturating_duration_since(first.since) >= LONG_WAIT);
         self.has_long_wait.store(is_long, Ordering::Relaxed);
@@ -282,8 +271,7 @@ impl<S> WaitQueue<S> {
     }
 }
 
-/// A session's wait for a server. Dropping it leaves the queue; a server that was handed over already goes
-/// back.
+/// A session's wait for a server. Dropping it leaves the queue; a server handed over already goes back.
 #[derive(Debug)]
 pub(super) struct ServerWait<'p> {
     pool: &'p Arc<Pool>,

@@ -6,9 +6,12 @@ use std::{
 };
 
 use super::{SqlNames, Statement, parse_settings::ParseSettings, shared_statements::SharedStatements};
-use crate::data_path::{
-    memory_limit::{Account, Charge, PIECE_BYTES},
-    session_state::{Settings, side_effects::SideEffects},
+use crate::{
+    data_path::{
+        memory_limit::{Account, Charge, PIECE_BYTES},
+        session_state::{Settings, side_effects::SideEffects},
+    },
+    wire::frame::cstr,
 };
 
 /// Prepared statements of one client.
@@ -50,8 +53,7 @@ pub(in crate::data_path) struct UnnamedStatement {
     side_effects: SideEffects,
     /// As in [`Statement::sql_names`].
     sql_names: Option<Arc<SqlNames>>,
-    /// The text was too long to be stored, so no other server can get it. Dropped after the transaction in
-    /// which it has run.
+    /// The text was too long to be stored. Dropped after the transaction in which it has run.
     is_unstored: bool,
     has_run: bool,
     /// As in [`Statement::parsed_under`]; `None` if unknown.
@@ -112,6 +114,12 @@ impl ClientStatements {
     /// Returns the statement with this name.
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
         self.named.get(name)
+    }
+
+    /// Returns the text of a statement; an empty name is that of the unnamed one.
+    pub fn text(&self, name: &[u8]) -> Option<&[u8]> {
+        let mut body = if name.is_empty() { self.unnamed_body()? } else { self.get(name)?.body() };
+        cstr(&mut body).ok()
     }
 
     pub(in crate::data_path) fn has(&self, id: u64) -> bool {
@@ -223,8 +231,7 @@ impl ClientStatements {
         (self.unnamed.serial != 0).then_some(&*self.unnamed.body)
     }
 
-    /// Returns the unnamed statement for a server that lacks it. `None` if there is none or its text was not
-    /// stored.
+    /// Returns the unnamed statement for a server that lacks it. `None`: there is none with a stored text.
     pub(in crate::data_path) fn stored_unnamed(&self) -> Option<&UnnamedStatement> {
         Some(&self.unnamed).filter(|unnamed| unnamed.serial != 0 && !unnamed.is_unstored)
     }

@@ -38,8 +38,7 @@ use crate::{
     wire::frame::{HEADER_BYTES, cstr},
 };
 
-/// A statement's text, parameter types and side effects. Shared by all clients of a tenant that prepared the
-/// same.
+/// A statement's text, parameter types and side effects. Shared by a tenant's clients that prepared it.
 #[derive(Debug)]
 pub struct Statement {
     pub(super) id: u64,
@@ -115,6 +114,11 @@ impl Statement {
     /// Returns the memory of this statement in bytes.
     pub fn bytes(&self) -> usize {
         Self::memory_of(1, self.body.len())
+    }
+
+    /// Returns the statement with a client's name for it.
+    pub fn named(self: &Arc<Self>, client_name: Option<&[u8]>) -> StatementName {
+        StatementName { client_name: client_name.map(Into::into), statement: self.clone() }
     }
 
     /// Returns whether both are the same statement.

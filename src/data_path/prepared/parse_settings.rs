@@ -12,12 +12,15 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use crate::data_path::session_state::{Settings, parameters::affects_parsing};
+use crate::data_path::{
+    lock::locked,
+    session_state::{Settings, parameters::affects_parsing},
+};
 
 /// Settings under which a text was parsed.
 #[derive(Debug, Default)]
@@ -60,7 +63,7 @@ impl ParseSettingsTable {
     /// Returns the entry for these settings.
     pub fn of(&self, settings: &Settings) -> Arc<ParseSettings> {
         let settings = settings.filtered(affects_parsing);
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = locked(&self.0);
         if table.len() == table.capacity() {
             table.retain(|_, entry| entry.iter().any(|entry| entry.strong_count() > 0));
         }

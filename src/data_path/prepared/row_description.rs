@@ -55,8 +55,7 @@ impl DescriptionReader {
     }
 }
 
-/// Returns whether the description is fixed at Parse. For FETCH, EXECUTE and EXPLAIN it is determined at
-/// execution.
+/// Returns whether the description is fixed at Parse. FETCH, EXECUTE and EXPLAIN determine it later.
 pub fn has_fixed_description(sql: &[u8]) -> bool {
     let mut found = statements(sql, Lexing::default());
     matches!(found.next().map(|statement| statement.kind), Some(Kind::Query)) && found.next().is_none()

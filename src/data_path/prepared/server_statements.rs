@@ -10,12 +10,11 @@ use rustc_hash::FxHashMap;
 use super::{ClientStatements, Statement};
 
 /// Prepared statements of one server.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ServerStatements {
     /// By statement number. Clients cannot choose it, so they cannot cause hash collisions.
     statements: FxHashMap<u64, Entry>,
-    /// Serial of the unnamed statement ([`super::client_statements`]); 0 if there is none, `u64::MAX` if
-    /// unknown.
+    /// Serial of the unnamed statement (see `client_statements`); 0: none, `u64::MAX`: unknown.
     unnamed: u64,
     /// Size of the texts.
     bytes: usize,
@@ -29,7 +28,7 @@ pub struct ServerStatements {
 }
 
 /// Limits for the prepared statements of a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PreparedLimits {
     /// `max_prepared_statements`.
     pub statements: usize,
@@ -81,15 +80,7 @@ pub enum OnServer {
 impl ServerStatements {
     /// Creates the state of a new server.
     pub fn new(capacity: PreparedLimits) -> Self {
-        Self {
-            statements: FxHashMap::default(),
-            bytes: 0,
-            client_names: 0,
-            unnamed: 0,
-            capacity,
-            clock: 0,
-            counts: StatementCounts::default(),
-        }
+        Self { capacity, ..Self::default() }
     }
 
     /// Returns the number of statements.
@@ -171,8 +162,7 @@ impl ServerStatements {
         self.statements.get(&statement.id).is_some_and(|entry| entry.confirmation == Confirmation::Confirmed)
     }
 
-    /// Returns the least recently used statement if `more` further statements with `bytes` of text exceed a
-    /// limit.
+    /// Returns the least recently used statement if `more` statements with `bytes` of text exceed a limit.
     pub fn to_evict(&self, more: usize, bytes: usize) -> Option<u64> {
         let PreparedLimits { statements: count_max, bytes: bytes_max } = self.capacity;
         let is_full = self.statements.len() + more > count_max || self.bytes + bytes > bytes_max;
@@ -235,11 +225,6 @@ impl ServerStatements {
         if let Some(entry) = self.statements.get_mut(&statement.id) {
             entry.confirmation = Confirmation::Unknown;
         }
-    }
-
-    /// Handles a successful DEALLOCATE.
-    pub fn deallocated(&mut self, statement: &Statement) {
-        self.remove(statement);
     }
 
     /// Handles a skipped Close: the server still has the statement, if it had it before.

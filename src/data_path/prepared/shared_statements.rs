@@ -8,7 +8,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -20,6 +20,7 @@ use super::{
     sql_prepare_effects::OUR_PREFIX,
 };
 use crate::data_path::{
+    lock::locked,
     memory_limit::{Account, Charge},
     session_state::side_effects::SideEffects,
 };
@@ -36,8 +37,7 @@ pub struct SharedStatements {
     pub memory: Arc<Account>,
 }
 
-/// The last statement number. Unique in the process, because statements of several pools may meet on one
-/// server.
+/// The last statement number. Unique in the process: statements of several pools may meet on a server.
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 /// Returns the number for a new statement.
@@ -68,8 +68,7 @@ impl SharedStatements {
         self.with_body(statement, body)
     }
 
-    /// Returns a copy of the statement under its client's own name; `None` if it has that already or the name
-    /// is unsuitable.
+    /// Returns a copy of the statement under its client's own name; `None`: it has it, or cannot.
     pub(in crate::data_path) fn with_client_name(
         &self,
         statement: &Statement,
@@ -98,7 +97,7 @@ impl SharedStatements {
         under: &Arc<ParseSettings>,
         made: impl FnOnce() -> (SideEffects, Option<Arc<SqlNames>>),
     ) -> Arc<Statement> {
-        let mut table = self.locked();
+        let mut table = locked(&self.by_digest);
         // Sweeping only before the table grows is amortised O(1), and dead entries are at most half of the
         // table.
         if table.len() == table.capacity() {
@@ -142,12 +141,11 @@ impl SharedStatements {
     }
 
     /// Returns the statement for a description that differs from the one earlier clients received. Old
-    /// clients keep the old statement (its next use fails with 0A000); a new Parse of this text gets a new
-    /// statement.
+    /// clients keep the old statement (its next use fails with 0A000); a new Parse gets a new statement.
     #[cold]
     pub fn with_description(&self, before: &Statement, description: RowDescription) -> Arc<Statement> {
         let under = &before.parsed_under;
-        let mut table = self.locked();
+        let mut table = locked(&self.by_digest);
         let mut candidates =
             before.is_shared.then(|| table.entry(self.digest(&before.body, under)).or_default());
         let entry = candidates.as_deref().and_then(|candidates| find_live(candidates, &before.body, under));
@@ -172,11 +170,7 @@ impl SharedStatements {
 
     /// Returns the statement with this Parse body and these settings, if a client or server has it.
     pub fn find(&self, body: &[u8], under: &Arc<ParseSettings>) -> Option<Arc<Statement>> {
-        find_live(self.locked().get(&self.digest(body, under))?, body, under)
-    }
-
-    fn locked(&self) -> MutexGuard<'_, HashMap<u64, Vec<Weak<Statement>>>> {
-        self.by_digest.lock().unwrap_or_else(PoisonError::into_inner)
+        find_live(locked(&self.by_digest).get(&self.digest(body, under))?, body, under)
     }
 
     fn digest(&self, body: &[u8], under: &ParseSettings) -> u64 {
@@ -194,8 +188,7 @@ fn is_of(statement: &Statement, body: &[u8], under: &ParseSettings) -> bool {
     statement.parsed_under.id == under.id && *statement.body == *body
 }
 
-/// Returns whether servers may use this client's name: it needs no quotes and does not have the proxy's
-/// prefix.
+/// Returns whether servers may use this client's name: it needs no quotes and lacks the proxy's prefix.
 fn may_be_server_name(name: &[u8]) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     name.iter().all(is_plain) && !name.is_empty() && !name.starts_with(OUR_PREFIX)

@@ -54,7 +54,7 @@ impl PrepareEffects {
             }
             Some(PrepareEffect::Deallocates(Some(StatementName { client_name: Some(name), statement }))) => {
                 client.remove(&name);
-                server.deallocated(&statement);
+                server.remove(&statement);
             }
             _ => {}
         }

@@ -25,7 +25,7 @@ use crate::{
 
 /// Why the client's next messages wait for pending replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::data_path) enum ReplyWait {
+pub(super) enum ReplyWait {
     /// They do not wait.
     Nothing,
     /// The replies decide what the messages mean.
@@ -36,7 +36,7 @@ pub(in crate::data_path) enum ReplyWait {
 
 /// Whether a session has a server for the client's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::data_path) enum ServerLink {
+pub(super) enum ServerLink {
     /// It has one.
     Linked,
     /// All are busy.
@@ -48,18 +48,17 @@ pub(in crate::data_path) enum ServerLink {
 impl Relay {
     /// Borrows an idle server for the client's message, once enough of the message is here.
     #[inline]
-    pub(in crate::data_path) fn link(&mut self, request: &[u8]) -> Result<ServerLink, Step> {
+    pub(super) fn link(&mut self, request: &[u8]) -> Result<ServerLink, Step> {
         if self.session.side.is_skipping_messages() {
             return Ok(ServerLink::NoRequest);
         }
-        match self.session.side.first_message(request) {
-            Ok(FirstMessage::Request) => {}
-            Ok(FirstMessage::Nothing) => return Ok(ServerLink::NoRequest),
-            Ok(FirstMessage::Terminate) => return Err(Step::End(SessionEnd::Terminated)),
-            Err(client_error) => return Err(Step::End(SessionEnd::Refused(client_error.into()))),
+        match self.session.side.first_message(request)? {
+            FirstMessage::Request => {}
+            FirstMessage::Nothing => return Ok(ServerLink::NoRequest),
+            FirstMessage::Terminate => return Err(SessionEnd::Terminated.into()),
         }
         if self.pool.is_retired() {
-            self.follow_successor().map_err(Step::End)?;
+            self.follow_successor()?;
         }
         Ok(match self.session.side.start_settings.is_same().then(|| self.pool.try_borrow()).flatten() {
             Some(server) => {
@@ -71,7 +70,7 @@ impl Relay {
     }
 
     /// Session mode: the session has this server from its login to its end.
-    pub(in crate::data_path) fn engage(&mut self, server: Box<PooledServer>) {
+    pub fn engage(&mut self, server: Box<PooledServer>) {
         self.hold_server(server);
         self.set_pins(Pins::SESSION_MODE);
         // Messages that came with the end of the login go first.
@@ -81,12 +80,12 @@ impl Relay {
         self.session.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
     }
 
-    pub(in crate::data_path) fn hold_server(&mut self, server: Box<PooledServer>) {
+    pub(super) fn hold_server(&mut self, server: Box<PooledServer>) {
         self.session.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         let mut server = server;
         server.side.notifications.client_process_id =
             if self.session.side.follows() { self.session.handle.process_id } else { server.process_id };
-        server.lent_to(self.session.handle.process_id, self.pool.worker.clock.now_ms());
+        server.listed.lent_to(self.session.handle.process_id, self.pool.worker.clock.now_ms());
         server.side.sequences.lent_to(self.session.handle.process_id);
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
@@ -94,17 +93,13 @@ impl Relay {
 
     /// Goes on with the inbox: sends it to a server if one is idle, and answers messages that need none.
     #[cold]
-    pub(in crate::data_path) fn serve_inbox(
-        &mut self,
-        buffers: &mut Buffers,
-        cx: &mut Context<'_>,
-    ) -> Option<Step> {
+    pub(super) fn serve_inbox(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Option<Step> {
         let mut inbox = std::mem::take(&mut self.session.inbox);
         loop {
             let mut replies = Vec::new();
             match self.session.side.skip_messages(&inbox, &mut replies) {
                 Ok(rest) => drop(inbox.drain(..inbox.len() - rest.len())),
-                Err(client_error) => return Some(Step::End(SessionEnd::Refused(client_error.into()))),
+                Err(client_error) => return Some(client_error.into()),
             }
             if !replies.is_empty() {
                 self.session.unsent.push(&replies);
@@ -130,16 +125,15 @@ impl Relay {
             inbox.drain(..answered);
             // At once: the messages behind it may wait long for a server.
             if let Err(error) = self.session.unsent.send(&mut self.session.client, cx, &replies) {
-                return Some(Step::End(SessionEnd::client_lost(Err(error))));
+                return Some(SessionEnd::client_lost(Err(error)).into());
             }
         }
     }
 
-    /// Waits for a server and sends it the inbox. Where the wait times out, the request gets an error, and
-    /// the session goes on.
-    pub(in crate::data_path) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
+    /// Waits for a server and sends it the inbox. After a timeout the request gets an error.
+    pub(super) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
         // Rare calls are boxed: this future is moved for each wait.
-        if self.session.switcher.as_ref().is_some_and(|switcher| switcher.is_new())
+        if self.session.switcher.as_ref().is_some_and(|switcher| switcher.is_new)
             && !Box::pin(self.try_settings()).await?
         {
             return Ok(());
@@ -165,19 +159,10 @@ impl Relay {
                     return Ok(());
                 }
                 self.hold_server(server);
-                let inbox = std::mem::take(&mut self.session.inbox);
-                let step = poll_fn(|cx| {
-                    BUFFERS.with_borrow_mut(|buffers| {
-                        Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx))
-                    })
-                });
-                match step.await {
-                    Err(Step::End(end)) => Err(end),
-                    _ => Ok(()),
-                }
+                self.send_inbox().await
             }
             Err(client_error) if self.pool.is_retired() && self.pool.current().is_none() => {
-                Err(SessionEnd::Refused(client_error.into()))
+                Err(client_error.into())
             }
             Err(_) if self.pool.is_retired() => Ok(()),
             Err(client_error) => {
@@ -192,7 +177,7 @@ impl Relay {
     /// began with. `false`: the pool was replaced, and the session needs a server of the new one.
     async fn compare_start(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
         if matches!(self.session.side.start_settings, StartSettings::Unknown)
-            && !self.pool.has_same_start(server).await.map_err(SessionEnd::from)?
+            && !self.pool.has_same_start(server).await?
         {
             return Ok(false);
         }
@@ -202,24 +187,21 @@ impl Relay {
         Ok(true)
     }
 
-    /// Keeps messages that must wait for pending replies.
-    #[cold]
-    pub(in crate::data_path) fn await_answers(
-        &mut self,
-        rest: Vec<u8>,
-        awaits: ReplyWait,
-    ) -> Result<(), Step> {
-        (self.session.inbox, self.reply_wait) = (rest, awaits);
-        Ok(())
+    /// Sends the inbox to the server that the session holds.
+    pub(super) async fn send_inbox(&mut self) -> Result<(), SessionEnd> {
+        let inbox = std::mem::take(&mut self.session.inbox);
+        let step = poll_fn(|cx| {
+            BUFFERS.with_borrow_mut(|buffers| Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx)))
+        });
+        match step.await {
+            Err(Step::End(end)) => Err(end),
+            _ => Ok(()),
+        }
     }
 
     /// Goes on with the messages that wait for replies, once these are here.
     #[cold]
-    pub(in crate::data_path) fn go_on(
-        &mut self,
-        buffers: &mut Buffers,
-        cx: &mut Context<'_>,
-    ) -> Result<Poll<()>, Step> {
+    pub(super) fn go_on(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
         let answered = self.server.as_mut().is_none_or(|server| match self.reply_wait {
             ReplyWait::Nothing => true,
             ReplyWait::Meaning => !server.side.replies.is_awaited(),
@@ -238,13 +220,13 @@ impl Relay {
 
     /// Resolves when the client leaves or a signal comes, while the session waits for a server. Meanwhile it
     /// sends unsent bytes to the client, and reads from it as long as the inbox is small.
-    pub(in crate::data_path) async fn interrupted(&mut self) -> Result<ClientError, SessionEnd> {
+    pub(super) async fn interrupted(&mut self) -> Result<ClientError, SessionEnd> {
         poll_fn(|cx| {
             if self.session.handle.is_signalled() {
                 let signals = self.session.handle.take_signals();
                 self.session.leaving = self.session.leaving.take().or(signals.end_when_free.map(Box::new));
                 match signals.end {
-                    Some(reason) => return Poll::Ready(Err(SessionEnd::Refused(reason.into()))),
+                    Some(reason) => return Poll::Ready(Err(reason.into())),
                     None if !signals.cancels.is_empty() => return Poll::Ready(Ok(ClientError::Cancelled)),
                     None => {}
                 }

@@ -16,6 +16,7 @@ use super::{Relay, Step, load_functions::load_functions, session_end::SessionEnd
 use crate::{
     data_path::{
         exchange::pending_checks::{AnswerLimits, CheckedState, PendingChecks},
+        pool::Pool,
         prepared::Statement,
         server::connection::{AskError, Server},
         session_state::{Settings, pins::Pins, state_query::StateChecks},
@@ -25,7 +26,7 @@ use crate::{
 
 impl Relay {
     /// Does the pending checks, and gives the server back if no pin is left.
-    pub(in crate::data_path) async fn after_transaction(&mut self) -> Result<(), SessionEnd> {
+    pub(super) async fn after_transaction(&mut self) -> Result<(), SessionEnd> {
         let settled = self.run_checks().await;
         if settled.is_err()
             && let Some(server) = self.server.as_mut()
@@ -44,11 +45,11 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let mut checks = std::mem::take(&mut server.side.checks);
         let failed = std::mem::take(&mut server.failed);
-        if let Some(switcher) = self.session.switcher.as_mut().filter(|_| checks.resets() && !failed) {
-            switcher.reset();
+        if let Some(switcher) = self.session.switcher.as_mut().filter(|_| checks.resets && !failed) {
+            switcher.resetting = true;
         }
-        let before_load = checks.take_before_load();
-        if (before_load.is_some() || checks.must_load_functions())
+        let before_load = checks.before_load.take();
+        if (before_load.is_some() || checks.includes(StateChecks::COMPARE_FUNCTIONS))
             && checks.only_loads_functions()
             && self.listening.is_none()
         {
@@ -67,7 +68,7 @@ impl Relay {
         let before = server.side.replies.pins();
         let mut pins = server.side.sequences.after_transaction(before, news);
         pins.insert(news);
-        server.side.unknown_settings &= failed || !checks.resets();
+        server.side.unknown_settings &= failed || !checks.resets;
         server.side.unknown_settings |= news.contains(Pins::SETTINGS);
         if pins.contains(Pins::SETTINGS) && checks.decides_on_settings() {
             pins.set(Pins::SETTINGS, server.side.unknown_settings);
@@ -107,7 +108,7 @@ impl Relay {
         if checks.includes(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
-            self.pool.has_same_start(server).await.map_err(SessionEnd::from)?;
+            self.pool.has_same_start(server).await?;
         }
         checks.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.session.side.statements);
@@ -126,16 +127,13 @@ impl Relay {
         self.release_reply().await
     }
 
-    /// These statements were prepared under settings that functions had changed: they become the session's
-    /// own.
+    /// Functions had changed the settings of these statements: they become the session's own.
     fn unshare(&mut self, misprepared: Vec<Arc<Statement>>) {
         let Some(server) = self.server.as_mut() else { return };
+        let table = self.session.side.rules().shared_statements.clone();
         for statement in misprepared {
             server.side.statements.failed(&statement);
-            self.session
-                .side
-                .statements
-                .unshare(&statement, &self.session.side.rules().shared_statements.clone());
+            self.session.side.statements.unshare(&statement, &table);
         }
     }
 
@@ -143,18 +141,17 @@ impl Relay {
     /// `pglobby.tenant`: it ends if that is not the tenant it is at.
     async fn check_tenant_parameter(&mut self, checks: &PendingChecks) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.session.switcher.is_none() || !checks.includes_any_setting() {
+        if self.session.switcher.is_none() || !checks.includes(StateChecks::ANY_SETTING) {
             return Ok(());
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
-        let rows = server.ask(sql, &[]).await.map_err(SessionEnd::from)?;
+        let rows = server.ask(sql, &[]).await?;
         let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
         let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
         if is_here { Ok(()) } else { Err(SessionEnd::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
     }
 
-    /// The one place where a session's pins change: on its server, for operators, and in the pool's list of
-    /// pinned sessions.
+    /// The one place where a session's pins change: on its server, for operators, in the pool's list.
     pub(super) fn set_pins(&mut self, pins: Pins) {
         if let Some(server) = self.server.as_mut() {
             server.side.replies.set_pins(pins);
@@ -172,14 +169,8 @@ impl Relay {
     async fn load(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if self.session.side.follows() && self.pool.functions.must_load() {
-            load_functions(
-                server,
-                &self.pool.functions,
-                self.pool.rules.functions_bytes_max,
-                &self.pool.memory,
-            )
-            .await
-            .map_err(SessionEnd::from)?;
+            let Pool { functions, rules, memory, .. } = &*self.pool;
+            load_functions(server, functions, rules.functions_bytes_max, memory).await?;
             self.pass_notifications();
         }
         Ok(())
@@ -222,7 +213,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let CheckedState { wanted, mut applied, channels: _ } = settled;
         if wanted != applied {
-            restore(server, &wanted, &mut applied).await.map_err(SessionEnd::from)?;
+            restore(server, &wanted, &mut applied).await?;
         }
         self.pass_notifications();
         let Some(server) = self.server.as_mut() else { return Ok(()) };

@@ -13,14 +13,13 @@ const UNCOUNTED: usize = 1024;
 /// Up to this, no client is disconnected and no request refused.
 const ENDURED: usize = 16 * 1024;
 
-/// The same for a client that holds a server: room for what one read of the server brings. There are few
-/// servers.
+/// The same for a client that holds a server: room for one read of the server. Servers are few.
 const ENDURED_IN_TRANSACTION: usize = 128 * 1024;
 
 impl Relay {
     /// Counts the buffers. Returns whether the client must be disconnected for them.
     #[inline]
-    pub(in crate::data_path) fn is_buffering_too_much(&mut self) -> bool {
+    pub(super) fn is_buffering_too_much(&mut self) -> bool {
         let server = self.server.as_ref().map_or(0, |server| server.unsent.allocated());
         let bytes = self.session.unsent.allocated()
             + self.held_reply.capacity()
@@ -44,7 +43,7 @@ impl Relay {
 
     /// The same for a request that waits for a server. Returns the error that the request gets.
     #[cold]
-    pub(in crate::data_path) fn no_room_to_wait(&mut self) -> Option<ClientError> {
+    pub(super) fn no_room_to_wait(&mut self) -> Option<ClientError> {
         let bytes = self.session.inbox.capacity() + self.session.unsent.allocated();
         if bytes <= UNCOUNTED {
             return None;
@@ -56,7 +55,7 @@ impl Relay {
 
     /// The end of a session whose client does not read its replies.
     #[cold]
-    pub(in crate::data_path) fn unread_end(&self) -> SessionEnd {
+    pub(super) fn unread_end(&self) -> SessionEnd {
         let memory = &self.session.side.rules().memory;
         let limit = memory.admits(0).err().unwrap_or(Limit::Tenant);
         let max = memory.max_of(limit).unwrap_or(0);

@@ -19,7 +19,7 @@ impl Relay {
     /// Cancels the client's request that its server works on. Does nothing while no request runs, or while
     /// the server works on a request of the proxy, whose failure would end the session. Drops `waiting` when
     /// the cancel has settled.
-    pub(in crate::data_path) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
+    pub(super) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
         let Some(server) = self.server.as_ref() else { return };
         if server.side.replies.origin().is_none_or(|origin| !origin.is_for_client()) {
             return;

@@ -3,15 +3,11 @@
 //! It moves only while it holds no server. It leaves its pool, its worker and its entry among the tenant's
 //! sessions, and takes along its connection, its settings and the texts of its prepared statements.
 
-use std::{
-    future::poll_fn,
-    sync::{Arc, atomic::Ordering},
-    task::Poll,
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use tracing::warn;
 
-use super::{BUFFERS, Relay, Step, client_session::ClientSession, no_tenant, session_end::SessionEnd};
+use super::{Relay, Step, client_session::ClientSession, no_tenant, session_end::SessionEnd};
 use crate::{
     data_path::{
         login::connection_limits::ConnectionPermit,
@@ -32,9 +28,8 @@ pub type SessionTransfer = Box<(ClientSession, SwitchTarget)>;
 
 impl Relay {
     /// Goes on with the pool that has replaced a retired one.
-    pub(in crate::data_path) fn follow_successor(&mut self) -> Result<(), SessionEnd> {
-        self.pool =
-            self.pool.current().ok_or_else(|| SessionEnd::Refused(ClientError::AdminShutdown.into()))?;
+    pub(super) fn follow_successor(&mut self) -> Result<(), SessionEnd> {
+        self.pool = self.pool.current().ok_or(ClientError::AdminShutdown)?;
         self.session.side.set_tenant_access(self.pool.place.clone());
         self.session.side.start_settings.pool_replaced();
         Ok(())
@@ -42,16 +37,15 @@ impl Relay {
 
     /// Whether the proxy answers the client's next message, although the session holds a server.
     #[inline]
-    pub(in crate::data_path) fn is_answered_locally(&self) -> bool {
+    pub(super) fn is_answered_locally(&self) -> bool {
         self.session.switcher.as_ref().is_some_and(|switcher| {
-            self.server.is_some()
-                && (switcher.responder.is_in_batch() || self.session.side.is_skipping_rejected())
+            self.server.is_some() && (switcher.responder.in_batch || self.session.side.is_skipping_rejected())
         })
     }
 
     /// Conservative: may return false for messages that only a server can answer.
     #[inline]
-    pub(in crate::data_path) fn needs_server(&self, sent: &[u8]) -> bool {
+    pub(super) fn needs_server(&self, sent: &[u8]) -> bool {
         let passes = |switcher: &TenantSwitcher| {
             !switcher.is_new && switcher.responder.passes(sent, &self.session.side)
         };
@@ -60,20 +54,17 @@ impl Relay {
 
     /// Whether nothing more is read from the client for now.
     #[inline]
-    pub(in crate::data_path) fn holds_back(&self) -> bool {
+    pub(super) fn holds_back(&self) -> bool {
         self.session.switcher.as_ref().is_some_and(|switcher| switcher.wait != SwitchWait::No)
     }
 
     /// Keeps messages that must wait until everything before them is answered.
     #[cold]
-    pub(in crate::data_path) fn hold_back(&mut self, rest: Vec<u8>, waits: SwitchWait) -> Result<(), Step> {
+    pub(super) fn hold_back(&mut self, rest: Vec<u8>, waits: SwitchWait) -> Result<(), Step> {
         self.session.inbox = rest;
         let (proxy, first) = (&self.session.proxy, Some(self.pool.tenant.id));
-        let switcher = self
-            .session
-            .switcher
-            .get_or_insert_with(|| TenantSwitcher::new(proxy.clone(), first, Arc::default()));
-        switcher.wait = waits;
+        let new = || TenantSwitcher::new(proxy.clone(), first, Arc::default());
+        self.session.switcher.get_or_insert_with(new).wait = waits;
         Ok(())
     }
 
@@ -84,7 +75,7 @@ impl Relay {
     }
 
     /// Whether the switcher has work that cannot be done within a poll.
-    pub(in crate::data_path) fn has_switch_work(&self) -> bool {
+    pub(super) fn has_switch_work(&self) -> bool {
         let Some(switcher) = &self.session.switcher else { return false };
         if self.cancelling.is_some() {
             return false;
@@ -97,10 +88,9 @@ impl Relay {
         switcher.is_to_leave() && over || switcher.wait != SwitchWait::No && answered
     }
 
-    /// Answers what the proxy can answer, while the session holds no server. `None`: the inbox is for a
-    /// server.
+    /// Answers what the proxy can answer, while the session holds no server. `None`: it is for a server.
     #[cold]
-    pub(in crate::data_path) fn answer_locally(&mut self, inbox: &mut Vec<u8>) -> Option<Option<Step>> {
+    pub(super) fn answer_locally(&mut self, inbox: &mut Vec<u8>) -> Option<Option<Step>> {
         if self.pool.is_retired()
             && let Err(end) = self.follow_successor()
         {
@@ -108,24 +98,18 @@ impl Relay {
         }
         let switcher = self.session.switcher.as_mut()?;
         let mut replies = Vec::new();
-        let led = match switcher.responder.next(
-            inbox,
-            &mut self.session.side,
-            Some(&self.pool.tenant.name),
-            &mut replies,
-        ) {
-            Err(client_error) => return Some(Some(Step::End(SessionEnd::Refused(client_error.into())))),
-            Ok((used, led)) => {
-                inbox.drain(..used);
-                led
-            }
+        let here = Some(&*self.pool.tenant.name);
+        let (used, next) = match switcher.responder.next(inbox, &mut self.session.side, here, &mut replies) {
+            Ok(next) => next,
+            Err(client_error) => return Some(Some(client_error.into())),
         };
+        inbox.drain(..used);
         self.session.unsent.push(&replies);
-        let led = match led {
+        let led = match next {
             LocalStep::Server if switcher.is_new => Some(Some(Step::AcquireServer)),
             LocalStep::Server => None,
             LocalStep::Waits => Some(None),
-            LocalStep::Terminated => Some(Some(Step::End(SessionEnd::Terminated))),
+            LocalStep::Terminated => Some(Some(SessionEnd::Terminated.into())),
             LocalStep::Ended => Some(Some(Step::SwitchTenant)),
             LocalStep::Choose(request) => {
                 switcher.request = Some(request);
@@ -140,9 +124,8 @@ impl Relay {
         led
     }
 
-    /// Does the switcher's work, and goes on with the inbox. Returns the target if the session changes its
-    /// tenant.
-    pub(in crate::data_path) async fn switch_tenant(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
+    /// Does the switcher's work, and goes on with the inbox. Returns the target of a change.
+    pub(super) async fn switch_tenant(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
         if self.pool.is_retired() && self.server.is_none() {
             self.follow_successor()?;
         }
@@ -153,9 +136,7 @@ impl Relay {
         self.drop_idle_switcher();
         match moved? {
             // The other tenant's shared listener does not have the session's channels.
-            Some(_) if self.listening.is_some() => {
-                Err(SessionEnd::Refused(ClientError::ListenerPaused.into()))
-            }
+            Some(_) if self.listening.is_some() => Err(ClientError::ListenerPaused.into()),
             Some(target) => Ok(Some(target)),
             None => self.pass_on().await.map(|()| None),
         }
@@ -186,13 +167,8 @@ impl Relay {
             let (used, next) = match asked.or_else(|| switcher.password.take().map(LocalStep::SetPassword)) {
                 Some(next) => (0, next),
                 None => {
-                    let next = switcher.responder.next(
-                        &self.session.inbox,
-                        &mut self.session.side,
-                        Some(name),
-                        &mut replies,
-                    );
-                    next.map_err(|client_error| SessionEnd::Refused(client_error.into()))?
+                    let ClientSession { inbox, side, .. } = &mut self.session;
+                    switcher.responder.next(inbox, side, Some(name), &mut replies)?
                 }
             };
             self.session.inbox.drain(..used);
@@ -203,17 +179,10 @@ impl Relay {
                         Ok(()) => switcher.follow(&request, &self.session.handle, Some(here)).await,
                         Err(client_error) => Err(client_error),
                     };
-                    match &found {
-                        Ok(target) => {
-                            switcher.responder.chosen(target_name(target.as_ref(), Some(name)), &mut replies)
-                        }
-                        Err(client_error) => {
-                            switcher.responder.refuse(client_error, &mut self.session.side, &mut replies)
-                        }
-                    }
-                    if let Ok(Some(target)) = found {
+                    let target = switcher.answer(found, Some(name), &mut self.session.side, &mut replies);
+                    if target.is_some() {
                         self.session.unsent.push(&replies);
-                        return Ok(Some(target));
+                        return Ok(target);
                     }
                 }
                 LocalStep::SetPassword(password) => {
@@ -229,7 +198,7 @@ impl Relay {
                 LocalStep::Ended => {}
                 LocalStep::Waits | LocalStep::Server => {
                     if next == LocalStep::Server && self.server.is_some() {
-                        switcher.responder.leave_batch();
+                        switcher.responder.in_batch = false;
                     }
                     self.session.unsent.push(&replies);
                     return Ok(None);
@@ -240,8 +209,7 @@ impl Relay {
         }
     }
 
-    /// Whether the session may go where the request leads. A session with a pinned server may only name its
-    /// present tenant.
+    /// Whether the session may go where the request leads. A pinned session may only name its present tenant.
     fn is_free_to_go(&self, switcher: &TenantSwitcher, request: &TenantRequest) -> Result<(), ClientError> {
         let id = self.pool.tenant.id;
         let stays = match &request.tenant {
@@ -284,19 +252,12 @@ impl Relay {
         if self.server.is_none() || self.session.inbox.is_empty() || self.is_answered_locally() {
             return Ok(());
         }
-        let inbox = std::mem::take(&mut self.session.inbox);
-        let step = poll_fn(|cx| {
-            BUFFERS.with_borrow_mut(|buffers| Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx)))
-        });
-        match step.await {
-            Err(Step::End(end)) => Err(end),
-            _ => Ok(()),
-        }
+        self.send_inbox().await
     }
 
     /// Before the first statement at a new tenant: tries the session's settings on a server of that tenant,
     /// unless they are known to work. `false`: the statement has been refused.
-    pub(in crate::data_path) async fn try_settings(&mut self) -> Result<bool, SessionEnd> {
+    pub(super) async fn try_settings(&mut self) -> Result<bool, SessionEnd> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
             self.session.side.set_tenant_access(pool.place.clone());
             self.pool = pool;
@@ -318,7 +279,7 @@ impl Relay {
                 Ok(true)
             }
             // A setting does not exist there, for example a role.
-            Err(client_error @ ClientError::Server { .. }) => Err(SessionEnd::Refused(client_error.into())),
+            Err(client_error @ ClientError::Server { .. }) => Err(client_error.into()),
             Err(client_error) => {
                 self.refuse_request(&client_error);
                 Ok(false)
@@ -327,7 +288,7 @@ impl Relay {
     }
 
     /// Answers the request at the front of the inbox with an error, and skips it.
-    pub(in crate::data_path) fn refuse_request(&mut self, client_error: &ClientError) {
+    pub(super) fn refuse_request(&mut self, client_error: &ClientError) {
         let status = self.session.switcher.as_mut().map_or(b'I', |switcher| switcher.responder.failed());
         self.session.side.skip_request(status);
         let mut replies = Vec::new();
@@ -336,7 +297,7 @@ impl Relay {
     }
 
     /// Takes the session from its pool. Its server is cleaned or closed in a task of its own.
-    pub(in crate::data_path) fn into_transfer(mut self: Box<Self>, target: SwitchTarget) -> SessionTransfer {
+    pub(super) fn into_transfer(mut self: Box<Self>, target: SwitchTarget) -> SessionTransfer {
         self.session.side.take_held(&mut self.session.inbox);
         // Notifications of the old tenant's channels are not for the new one.
         drop(self.session.handle.take_notifications());
@@ -355,11 +316,7 @@ impl Relay {
 
 /// Serves a session to its end, at one tenant after the other. Runs on the worker of the present tenant; `at`
 /// is its number, `None` without a tenant.
-pub(in crate::data_path) async fn run_session(
-    mut next: SessionTransfer,
-    permit: ConnectionPermit,
-    at: Option<usize>,
-) {
+pub async fn run_session(mut next: SessionTransfer, permit: ConnectionPermit, at: Option<usize>) {
     loop {
         let (mut session, target) = *next;
         let worker = match &target {

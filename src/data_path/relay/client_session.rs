@@ -14,7 +14,6 @@ use crate::{
 /// A session, without what belongs to its pool.
 #[derive(Debug)]
 pub struct ClientSession {
-    /// The client's connection.
     pub client: Stream,
     /// Bytes that the client has not taken yet.
     pub unsent: Unsent,
@@ -24,7 +23,6 @@ pub struct ClientSession {
     pub inbox: Vec<u8>,
     /// Its entry in the registry of sessions.
     pub handle: Registered,
-    /// `query_wait_timeout`.
     pub query_wait: Duration,
     /// The session ends with this error at its next transaction boundary.
     pub leaving: Option<Box<ClientError>>,
@@ -32,7 +30,6 @@ pub struct ClientSession {
     pub switcher: Option<Box<TenantSwitcher>>,
     /// What it has done so far.
     pub traffic: Traffic,
-    /// What all clients share.
     pub proxy: Arc<Proxy>,
 }
 

@@ -24,10 +24,8 @@ use crate::{
 };
 
 /// Loads them, unless another session does so or they are current. If the server refuses, every text stays
-/// unknown. `bytes_max`: `functions_inspect_max`. The result counts as the tenant's `memory`.
-///
-/// # Errors
-/// [`AskError::Lost`]: the server must be closed.
+/// unknown. `bytes_max`: `functions_inspect_max`. The result counts as the tenant's `memory`. After
+/// [`AskError::Lost`] the server must be closed.
 pub async fn load_functions(
     server: &mut Server,
     functions: &FunctionEffects,

@@ -17,7 +17,6 @@ pub mod notifications;
 mod return_server;
 pub mod session_end;
 pub mod signals;
-mod timing;
 
 use std::{
     cell::{Cell, RefCell},
@@ -39,7 +38,6 @@ use self::{
     client_session::ClientSession,
     notifications::Listening,
     session_end::SessionEnd,
-    timing::Timing,
 };
 use crate::{
     data_path::{
@@ -55,8 +53,7 @@ use crate::{
 };
 
 /// Bytes per read. More than an ordinary reply, so that one read empties the socket. Small enough that a
-/// large result is still in the core's own cache when it is written: 256 KiB takes a tenth more CPU for each
-/// megabyte.
+/// large result is still in the core's own cache when it is written: 256 KiB takes a tenth more CPU.
 const READ_BYTES: usize = 48 * 1024;
 
 thread_local! {
@@ -76,7 +73,8 @@ pub struct Relay {
     pub(super) session: ClientSession,
     pub(super) pool: Arc<Pool>,
     pub(super) server: Option<Box<PooledServer>>,
-    timing: Timing,
+    transaction_began: Option<Instant>,
+    request_began: Option<Instant>,
     /// The end of a reply, held back until the checks after the transaction are done.
     held_reply: Vec<u8>,
     /// The memory of unsent bytes, the inbox and the held reply.
@@ -100,8 +98,13 @@ pub(super) enum Step {
     AfterTransaction,
     /// The client chooses a tenant, or the session must go back to one.
     SwitchTenant,
-    /// The session ends.
     End(SessionEnd),
+}
+
+impl<E: Into<SessionEnd>> From<E> for Step {
+    fn from(end: E) -> Self {
+        Self::End(end.into())
+    }
 }
 
 impl Relay {
@@ -111,7 +114,8 @@ impl Relay {
             session,
             pool,
             server: None,
-            timing: Timing::default(),
+            transaction_began: None,
+            request_began: None,
             held_reply: Vec::new(),
             buffers: Charge::default(),
             reply_wait: ReplyWait::Nothing,
@@ -183,17 +187,15 @@ impl Relay {
                             self.send_notifications();
                         }
                     }
-                    Err(error) => return Poll::Ready(Step::End(SessionEnd::client_lost(Err(error)))),
+                    Err(error) => return Poll::Ready(SessionEnd::client_lost(Err(error)).into()),
                 }
             }
             match self.poll_server(buffers, cx) {
-                Ok(Poll::Ready(())) => moved = true,
-                Ok(Poll::Pending) => {}
+                Ok(polled) => moved |= polled.is_ready(),
                 Err(step) => return Poll::Ready(step),
             }
             match self.poll_client(buffers, cx) {
-                Ok(Poll::Ready(())) => moved = true,
-                Ok(Poll::Pending) => {}
+                Ok(polled) => moved |= polled.is_ready(),
                 Err(step) => return Poll::Ready(step),
             }
             if !moved {
@@ -208,14 +210,11 @@ impl Relay {
     /// Server to client.
     #[inline]
     fn poll_server(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
-        let Some(server) = self.server.as_mut() else {
-            return Ok(Poll::Pending);
-        };
+        let Some(server) = self.server.as_mut() else { return Ok(Poll::Pending) };
         let server: &mut Server = server;
         // A server that takes no more bytes says why when it is read from.
         let drained = !server.unsent.is_empty()
-            && SessionEnd::unless_timed_out(server.unsent.drain(&mut server.stream, cx))
-                .map_err(Step::End)?;
+            && SessionEnd::unless_timed_out(server.unsent.drain(&mut server.stream, cx))?;
         if drained && server.side.replies.is_over() {
             // It was held for the rest of a message that needs no reply.
             return self.after_reply(Instant::now()).map_or(Ok(Poll::Ready(())), Err);
@@ -227,7 +226,7 @@ impl Relay {
         match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(if drained { Poll::Ready(()) } else { Poll::Pending }),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-            Poll::Ready(lost) => return Err(Step::End(SessionEnd::server_lost(lost))),
+            Poll::Ready(lost) => return Err(SessionEnd::server_lost(lost).into()),
         }
         let chunk = read.filled();
         let mut out = Outgoing::new(chunk, &mut buffers.scratch);
@@ -238,10 +237,10 @@ impl Relay {
         };
         let events = match server.side.take(chunk, &mut self.session.side, &mut out, &send) {
             Ok(events) => events,
-            Err(broken) => return Err(Step::End(self.broken(broken))),
+            Err(broken) => return Err(self.broken(broken).into()),
         };
         if itself.get() {
-            return Err(Step::End(SessionEnd::Refused(ClientError::AdminShutdown.into())));
+            return Err(ClientError::AdminShutdown.into());
         }
         let bytes = out.finish();
         let stats = &self.pool.stats;
@@ -259,10 +258,10 @@ impl Relay {
             self.session.unsent.push(&std::mem::take(&mut self.held_reply));
             self.session.unsent.push(bytes);
         } else if let Err(error) = self.session.unsent.send(&mut self.session.client, cx, bytes) {
-            return Err(Step::End(SessionEnd::client_lost(Err(error))));
+            return Err(SessionEnd::client_lost(Err(error)).into());
         }
         if events.fatal {
-            return Err(Step::End(SessionEnd::ServerClosed));
+            return Err(SessionEnd::ServerClosed.into());
         }
         match self.count_events(events) {
             Some(step) => Err(step),
@@ -270,8 +269,7 @@ impl Relay {
         }
     }
 
-    /// The server's bytes are on their way to the client: counts them, and gives the server back if they end
-    /// the transaction.
+    /// The server's bytes are on their way: counts them, and gives it back at a transaction's end.
     #[inline]
     fn count_events(&mut self, events: crate::data_path::exchange::ChunkEvents) -> Option<Step> {
         let (server, stats) = (self.server.as_mut()?, &self.pool.stats);
@@ -283,8 +281,9 @@ impl Relay {
             stats.queries.fetch_add(events.ready.into(), Ordering::Relaxed);
             let working = server.side.replies.is_working();
             let now = Instant::now();
-            if let Some(took) = self.timing.request_answered(now, working) {
-                stats.query_time.record(took);
+            // While it works, it goes on with another request.
+            if let Some(began) = std::mem::replace(&mut self.request_began, working.then_some(now)) {
+                stats.query_time.record(now - began);
             }
             return self.after_reply(now);
         }
@@ -311,7 +310,7 @@ impl Relay {
         match Pin::new(&mut self.session.client).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-            Poll::Ready(lost) => return Err(Step::End(SessionEnd::client_lost(lost))),
+            Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost).into()),
         }
         let chunk = read.filled();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
@@ -343,15 +342,17 @@ impl Relay {
         scratch: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Result<(), Step> {
-        let Some(server) = self.server.as_mut() else {
-            return Ok(());
-        };
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
         let server: &mut Server = server;
         let mut begins = false;
-        if !self.timing.is_running() {
+        // While a request runs, the clock need not be read for what is pipelined behind it.
+        if self.request_began.is_none() {
             let now_ms = self.pool.worker.clock.now_ms();
-            begins = self.timing.request_begins(Instant::now());
+            let now = Instant::now();
+            self.request_began = Some(now);
+            begins = self.transaction_began.is_none();
             if begins {
+                self.transaction_began = Some(now);
                 self.session.handle.set_began(now_ms);
             }
             self.session.handle.set_asked(now_ms);
@@ -373,12 +374,18 @@ impl Relay {
                 self.after_reply(Instant::now()).map_or(Ok(()), Err)
             }
             Ok(Flow::Continues) => Ok(()),
-            Ok(Flow::Terminated) => Err(Step::End(SessionEnd::Terminated)),
+            Ok(Flow::Terminated) => Err(SessionEnd::Terminated.into()),
             Ok(Flow::ChoosesTenant(rest)) => self.hold_back(rest, SwitchWait::Choice),
             Ok(Flow::Pauses(rest)) => self.hold_back(rest, SwitchWait::Pause),
-            Ok(Flow::AwaitsReplies(rest)) => self.await_answers(rest, ReplyWait::Meaning),
-            Ok(Flow::Full(rest)) => self.await_answers(rest, ReplyWait::Room),
-            Err(client_error) => Err(Step::End(SessionEnd::Refused(client_error.into()))),
+            Ok(Flow::AwaitsReplies(rest)) => {
+                (self.session.inbox, self.reply_wait) = (rest, ReplyWait::Meaning);
+                Ok(())
+            }
+            Ok(Flow::Full(rest)) => {
+                (self.session.inbox, self.reply_wait) = (rest, ReplyWait::Room);
+                Ok(())
+            }
+            Err(client_error) => Err(client_error.into()),
         }
     }
 }

@@ -20,14 +20,14 @@ use crate::{
         session_state::{Settings, parameter_status::ReportedParameters},
         tenant_switch::{
             local_answers::LocalStep,
-            switcher::{SwitchTarget, TenantSwitcher, target_name},
+            switcher::{SwitchTarget, TenantSwitcher},
         },
     },
     wire::message::Severity,
 };
 
 /// Serves the client until it chooses a tenant, or leaves.
-pub(in crate::data_path) async fn run(mut session: ClientSession) -> Option<SessionTransfer> {
+pub(super) async fn run(mut session: ClientSession) -> Option<SessionTransfer> {
     let mut switcher = session.switcher.take()?;
     poll_fn(|cx| {
         session.handle.wake_with(cx.waker());
@@ -64,7 +64,7 @@ async fn attend(
     loop {
         let mut replies = Vec::new();
         let next = switcher.responder.next(&session.inbox, &mut session.side, None, &mut replies);
-        let (used, next) = next.map_err(|client_error| SessionEnd::Refused(client_error.into()))?;
+        let (used, next) = next?;
         session.inbox.drain(..used);
         match next {
             LocalStep::Terminated => return Err(SessionEnd::Terminated),
@@ -79,15 +79,10 @@ async fn attend(
             }
             LocalStep::Choose(request) => {
                 let found = switcher.follow(&request, &session.handle, None).await;
-                match &found {
-                    Ok(target) => switcher.responder.chosen(target_name(target.as_ref(), None), &mut replies),
-                    Err(client_error) => {
-                        switcher.responder.refuse(client_error, &mut session.side, &mut replies)
-                    }
-                }
-                if let Ok(Some(target)) = found {
+                let target = switcher.answer(found, None, &mut session.side, &mut replies);
+                if target.is_some() {
                     session.unsent.push(&replies);
-                    return Ok(Some(target));
+                    return Ok(target);
                 }
             }
         }
@@ -102,7 +97,7 @@ impl ClientSession {
             let signals = self.handle.take_signals();
             // No query runs here; dropping the senders answers the cancel requests.
             if let Some(reason) = signals.end.or(signals.end_when_free) {
-                return Poll::Ready(Err(SessionEnd::Refused(reason.into())));
+                return Poll::Ready(Err(reason.into()));
             }
         }
         if let Some(reason) = self.leaving.take() {
@@ -130,7 +125,7 @@ impl ClientSession {
 
 /// The ParameterStatus of a session without a server: PostgreSQL's defaults, with what the client asked for.
 /// Values of the tenant's servers that differ are reported before its first reply.
-pub(in crate::data_path) fn startup_status(
+pub fn startup_status(
     asked: &Settings,
     login: &str,
     server_version: Option<&str>,

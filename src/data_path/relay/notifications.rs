@@ -16,9 +16,10 @@ use super::{
 };
 use crate::{
     data_path::{
+        exchange::pending_replies::{Origin, Request},
         memory_limit::Charge,
         pool::shared_listener::{Handover, ListenerLost, Subscription, around_mark},
-        server::connection::{AskError, Server},
+        server::connection::Server,
         session_state::{
             channels::{Channels, MARKERS, NotificationFilter, statements_for},
             pins::Pins,
@@ -38,44 +39,23 @@ pub struct Listening {
     subscription: Subscription,
 }
 
-/// Why the shared listener does not take over.
-enum ListenError {
-    Listener(ClientError),
-    Server,
-}
-
-impl From<ListenerLost> for ListenError {
-    fn from(_: ListenerLost) -> Self {
-        Self::Listener(ClientError::ListenerLost)
-    }
-}
-
-impl From<AskError> for ListenError {
-    fn from(_: AskError) -> Self {
-        Self::Server
-    }
-}
-
 impl Relay {
     /// Makes the server listen to the client's channels, in the same write as the client's next request.
     #[cold]
-    pub(in crate::data_path) fn listen_along(listening: &Listening, server: &mut Server, out: &mut Vec<u8>) {
+    pub(super) fn listen_along(listening: &Listening, server: &mut Server, out: &mut Vec<u8>) {
         let side = &mut server.side;
         append(out, b'Q', |out| {
             out.extend_from_slice(statements_for("LISTEN", listening.channels.iter()).as_bytes());
             out.push(0);
         });
-        let _ = side.replies.track(
-            crate::data_path::exchange::pending_replies::Request::Query(None),
-            crate::data_path::exchange::pending_replies::Origin::Proxy,
-        );
+        let _ = side.replies.track(Request::Query(None), Origin::Proxy);
         side.statements.set_unnamed(0);
         side.notifications.channels = Some(listening.channels.clone());
     }
 
     /// Sends the client its notifications, if it is between two transactions.
     #[cold]
-    pub(in crate::data_path) fn send_notifications(&mut self) {
+    pub(super) fn send_notifications(&mut self) {
         let between = self
             .server
             .as_ref()
@@ -87,11 +67,7 @@ impl Relay {
 
     /// The session listens to these channels from now on: the shared listener takes over. Where it cannot,
     /// the server stays pinned to the session.
-    pub(in crate::data_path) async fn hear(
-        &mut self,
-        channels: Channels,
-        pins: &mut Pins,
-    ) -> Result<(), SessionEnd> {
+    pub(super) async fn hear(&mut self, channels: Channels, pins: &mut Pins) -> Result<(), SessionEnd> {
         let before = self.listening.as_ref().map(|listening| &*listening.channels);
         if before.unwrap_or(&Channels::default()) == &channels {
             pins.remove(Pins::LISTEN);
@@ -102,9 +78,9 @@ impl Relay {
             && charge.try_set(&self.session.side.rules().memory, channels.bytes()).is_ok();
         let mut taken = match few {
             true => self.move_to_listener(Arc::new(channels.clone())).await,
-            false => Err(ListenError::Listener(ClientError::NotSupported("too many channels".to_owned()))),
+            false => Err(ClientError::NotSupported("too many channels".to_owned()).into()),
         };
-        if let Err(ListenError::Listener(reason)) = &taken {
+        if let Err(SessionEnd::Refused(reason)) = &taken {
             warn!(
                 tenant = self.pool.tenant.name,
                 login = self.session.handle.login.name,
@@ -113,7 +89,7 @@ impl Relay {
                 "shared listener refuses a session: it keeps its server"
             );
             if self.pool.current().is_none_or(|pool| pool.is_paused()) {
-                return Err(SessionEnd::Refused(ClientError::ListenerPaused.into()));
+                return Err(ClientError::ListenerPaused.into());
             }
             pins.insert(Pins::LISTEN);
             if self.listening.is_none() {
@@ -126,23 +102,16 @@ impl Relay {
                 listening.charge = charge;
             }
         }
-        taken.map_err(|error| match error {
-            ListenError::Listener(reason) => SessionEnd::Refused(reason.into()),
-            ListenError::Server => SessionEnd::ServerLost(Loss::Protocol),
-        })
+        taken
     }
 
-    /// From a marker on, the session gets notifications of these channels from the shared listener, and of no
-    /// others.
-    async fn move_to_listener(&mut self, channels: Arc<Channels>) -> Result<(), ListenError> {
+    /// From a marker on, the session gets these channels, and no others, from the shared listener.
+    async fn move_to_listener(&mut self, channels: Arc<Channels>) -> Result<(), SessionEnd> {
         let (before, subscription) = match self.listening.take() {
             Some(Listening { channels, subscription, .. }) => (channels, subscription),
             None => {
                 let memory = &self.session.side.rules().memory;
-                (
-                    Arc::default(),
-                    self.pool.subscribe(&self.session.handle, memory).await.map_err(ListenError::Listener)?,
-                )
+                (Arc::default(), self.pool.subscribe(&self.session.handle, memory).await?)
             }
         };
         let outcome = self.exchange_marker(&subscription, &channels).await;
@@ -160,14 +129,12 @@ impl Relay {
         &mut self,
         subscription: &Subscription,
         channels: &Arc<Channels>,
-    ) -> Result<(), ListenError> {
-        let Some(server) = self.server.as_mut() else { return Err(ListenError::Server) };
+    ) -> Result<(), SessionEnd> {
+        let Some(server) = self.server.as_mut() else { return Err(SessionEnd::ServerLost(Loss::Protocol)) };
         if server.side.reported_value("client_encoding") != Some(subscription.encoding())
             && !channels.is_empty()
         {
-            return Err(ListenError::Listener(ClientError::NotSupported(
-                "another client_encoding".to_owned(),
-            )));
+            return Err(ClientError::NotSupported("another client_encoding".to_owned()).into());
         }
         let Handover { mark, done } = subscription.prepare(channels.clone()).await?;
         server.run(&format!("LISTEN {MARKERS}; NOTIFY {MARKERS}, '{mark}'")).await?;
@@ -189,7 +156,7 @@ impl Relay {
 
     /// Passes on the notifications that the server sent while it answered the proxy, except those that the
     /// shared listener sends.
-    pub(in crate::data_path) fn pass_notifications(&mut self) {
+    pub(super) fn pass_notifications(&mut self) {
         let Some(server) = self.server.as_mut() else { return };
         let notified = std::mem::take(&mut server.notified);
         let mut bytes = Vec::new();
@@ -197,9 +164,8 @@ impl Relay {
         self.tell(&bytes);
     }
 
-    /// Sends notifications and ParameterStatus messages: in front of the ReadyForQuery of a reply that is
-    /// held back.
-    pub(in crate::data_path) fn tell(&mut self, messages: &[u8]) {
+    /// Sends notifications and ParameterStatus messages: in front of a held reply's ReadyForQuery.
+    pub(super) fn tell(&mut self, messages: &[u8]) {
         match self.held_reply.strip_suffix(READY).map(<[u8]>::len) {
             Some(end) => drop(self.held_reply.splice(end..end, messages.iter().copied())),
             None if self.held_reply.is_empty() => self.session.unsent.push(messages),
@@ -210,7 +176,7 @@ impl Relay {
 
     /// Sends the client the reply that was held back, with notifications in front of its end. A server that
     /// goes back to the pool stops listening.
-    pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), SessionEnd> {
+    pub(super) async fn release_reply(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if let Some(listening) = self.listening.as_ref().filter(|_| server.side.notifications.dropped > 0) {
             // A shared listener that is lost has ended this session already.
@@ -231,7 +197,7 @@ impl Relay {
             && !server.side.is_pinned(self.session.side.follows())
             && server.side.notifications.channels.is_some()
         {
-            server.run("UNLISTEN *").await.map_err(SessionEnd::from)?;
+            server.run("UNLISTEN *").await?;
             // The shared listener has received these as well.
             server.notified.clear();
             server.side.notifications = NotificationFilter {

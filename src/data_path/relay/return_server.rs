@@ -11,8 +11,7 @@ use crate::data_path::{
 };
 
 impl Relay {
-    /// The one place where a server goes back: a ReadyForQuery has gone to the client, or a cancel has
-    /// settled.
+    /// The one place where a server goes back: a ReadyForQuery is sent, or a cancel has settled.
     #[inline]
     pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
         let server = self.server.as_mut()?;
@@ -22,16 +21,16 @@ impl Relay {
             }
             return None;
         }
-        self.timing.requests_are_over();
+        self.request_began = None;
         let follows = self.session.side.follows();
         if server.side.has_pending_checks(follows) {
             return Some(Step::AfterTransaction);
         }
-        if let Some(took) = self.timing.transaction_ends(now) {
+        if let Some(began) = self.transaction_began.take() {
             self.session.traffic.transactions += 1;
             let stats = &self.pool.stats;
             stats.transactions.fetch_add(1, Ordering::Relaxed);
-            stats.transaction_time.record(took);
+            stats.transaction_time.record(now.saturating_duration_since(began));
             stats.count_statements(std::mem::take(&mut server.side.statements.counts));
         }
         if server.side.is_pinned(follows) {
@@ -57,7 +56,7 @@ impl Relay {
     /// Another session waits for a server. This one returns its pinned server, if it is between two
     /// transactions and pinned for values of sequences only; `currval` then fails (`exchange/sequences.rs`).
     #[cold]
-    pub(in crate::data_path) fn return_pinned_server(&mut self) -> Option<Step> {
+    pub(super) fn return_pinned_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
         let free = server.side.replies.is_over() && self.held_reply.is_empty();
         if !free || !self.session.side.follows() || !can_return(server.side.replies.pins()) {
@@ -71,7 +70,7 @@ impl Relay {
     }
 
     /// The session is between two transactions and keeps its server, unless a waiting session reclaims it.
-    pub(in crate::data_path) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
+    pub(super) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
         self.session.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
         if self.session.handle.is_notified() {
             self.send_notifications();
@@ -85,7 +84,7 @@ impl Relay {
         match self.pool.reclaims(&self.session.handle, pins) {
             Reclaim::Nothing => None,
             Reclaim::Server => self.return_pinned_server(),
-            Reclaim::Session(reason) => Some(Step::End(SessionEnd::Refused(reason.into()))),
+            Reclaim::Session(reason) => Some(reason.into()),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     data_path::{
         exchange::{ClientSide, ExchangeError},
         login::connection_limits::ClientAddress,
-        pool::{Pool, PooledServer},
+        pool::{Pool, PooledServer, shared_listener::ListenerLost},
         proxy::Proxy,
         server::connection::{AskError, Server},
         session_state::pins::Pins,
@@ -88,23 +88,29 @@ impl Loss {
 impl SessionEnd {
     /// A read or a write on the client's connection moved no bytes.
     #[cold]
-    pub(in crate::data_path) fn client_lost(outcome: io::Result<()>) -> Self {
+    pub(super) fn client_lost(outcome: io::Result<()>) -> Self {
         Self::ClientLost(Loss::of(&outcome))
     }
 
     /// The same on the server's connection.
     #[cold]
-    pub(in crate::data_path) fn server_lost(outcome: io::Result<()>) -> Self {
+    pub(super) fn server_lost(outcome: io::Result<()>) -> Self {
         Self::ServerLost(Loss::of(&outcome))
     }
 
     /// A write to the server has failed because nothing came back for too long. Other errors are found when
     /// the server is read from, together with its last words.
-    pub(in crate::data_path) fn unless_timed_out(outcome: io::Result<bool>) -> Result<bool, Self> {
+    pub(super) fn unless_timed_out(outcome: io::Result<bool>) -> Result<bool, Self> {
         match outcome {
             Err(error) if is_timeout(error.kind()) => Err(Self::ServerLost(Loss::Failed(error.kind()))),
             outcome => Ok(outcome.unwrap_or(false)),
         }
+    }
+}
+
+impl From<ListenerLost> for SessionEnd {
+    fn from(_: ListenerLost) -> Self {
+        ClientError::ListenerLost.into()
     }
 }
 
@@ -118,6 +124,12 @@ impl From<AskError> for SessionEnd {
     }
 }
 
+impl From<ClientError> for SessionEnd {
+    fn from(client_error: ClientError) -> Self {
+        Self::Refused(client_error.into())
+    }
+}
+
 /// Where a router reports the loss of the path, the kernel gives that error in place of a timeout.
 fn is_timeout(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
@@ -125,7 +137,7 @@ fn is_timeout(kind: io::ErrorKind) -> bool {
 }
 
 /// The line that the end of a session leaves in the log; none where `[log] connections` is off.
-pub(in crate::data_path) fn log_end(
+pub(super) fn log_end(
     proxy: &Proxy,
     tenant: Option<&str>,
     session: &SessionHandle,
@@ -152,7 +164,7 @@ pub(in crate::data_path) fn log_end(
 
 impl Relay {
     /// Tells the client why, closes its connection, and cleans or closes the server.
-    pub(in crate::data_path) async fn end(mut self, end: SessionEnd) {
+    pub(super) async fn end(mut self, end: SessionEnd) {
         let last_words = match &end {
             SessionEnd::Refused(client_error) => Some(ClientError::clone(client_error)),
             SessionEnd::ServerLost(_) if self.is_committing() => Some(ClientError::OutcomeUnknown),
@@ -221,7 +233,7 @@ impl Relay {
     }
 
     /// The exchange with the server has failed. Returns the end of the session.
-    pub(in crate::data_path) fn broken(&self, broken: ExchangeError) -> SessionEnd {
+    pub(super) fn broken(&self, broken: ExchangeError) -> SessionEnd {
         warn!(
             tenant = self.pool.tenant.name,
             login = self.session.handle.login.name,
@@ -250,12 +262,7 @@ impl Relay {
 
     /// Cleans the server in a task of its own. `finish`: runs the client's requests to their end first, as
     /// PostgreSQL does behind Terminate. `cancel`: cancels what the server works on.
-    pub(in crate::data_path) fn clean_in_background(
-        &mut self,
-        server: Box<PooledServer>,
-        finish: bool,
-        cancel: bool,
-    ) {
+    pub(super) fn clean_in_background(&mut self, server: Box<PooledServer>, finish: bool, cancel: bool) {
         let pool = self.pool.clone();
         let cancelling = self.cancelling.take();
         tokio::spawn(async move {

@@ -3,12 +3,12 @@
 
 use std::{future::Future, pin::Pin, task::Context, time::Instant};
 
-use super::{Relay, Step, session_end::SessionEnd};
+use super::{Relay, Step};
 
 impl Relay {
     /// Takes signals, and looks whether a cancel under way has settled.
     #[cold]
-    pub(in crate::data_path) fn take_signals(&mut self, cx: &mut Context<'_>) -> Option<Step> {
+    pub(super) fn take_signals(&mut self, cx: &mut Context<'_>) -> Option<Step> {
         if let Some(cancelling) = self.cancelling.as_mut()
             && Pin::new(cancelling).poll(cx).is_ready()
         {
@@ -24,12 +24,12 @@ impl Relay {
             let called_back = self.session.handle.is_called_back();
             let signals = self.session.handle.take_signals();
             if let Some(reason) = signals.end {
-                return Some(Step::End(SessionEnd::Refused(reason.into())));
+                return Some(reason.into());
             }
             if let Some(reason) = signals.end_when_free {
                 let free = self.server.as_ref().is_none_or(|server| server.side.replies.is_over());
                 if free && self.session.inbox.is_empty() {
-                    return Some(Step::End(SessionEnd::Refused(reason.into())));
+                    return Some(reason.into());
                 }
                 self.session.leaving = Some(reason.into());
             }

@@ -159,20 +159,13 @@ impl Server {
         at > 0 && at == said.len()
     }
 
-    /// Runs one statement with text parameters; returns its rows.
-    ///
-    /// # Errors
-    /// [`AskError`]; after `Lost` the server must be closed.
+    /// Runs a statement; returns its rows. After [`AskError::Lost`] the server must be closed.
     pub async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
         let request = unnamed_request(sql, parameters);
         self.execute_unnamed(request, Answer::default()).await.map(|(rows, _)| rows)
     }
 
-    /// As [`Self::ask`], for an answer of up to `bytes_max`, which `memory` counts as long as the charge
-    /// lives.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
+    /// As [`Self::ask`], for an answer of up to `bytes_max`, which `memory` counts while the charge lives.
     pub async fn ask_for(
         &mut self,
         sql: &str,
@@ -185,9 +178,6 @@ impl Server {
     }
 
     /// As [`Self::ask`], for a statement that is used often: the server keeps it prepared.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
     pub async fn ask_again(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
         let mut request = Vec::new();
         let name = self.side.ours.parse_state_query(sql, &mut request);
@@ -223,9 +213,6 @@ impl Server {
     }
 
     /// Runs a simple query.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
     pub async fn run(&mut self, sql: &str) -> Result<Vec<Row>, AskError> {
         let mut request = Vec::new();
         append(&mut request, b'Q', |out| append_cstr(out, sql.as_bytes()));

@@ -69,8 +69,7 @@ pub struct DialTarget<'a> {
     pub on_answer: OnAnswer<'a>,
 }
 
-/// Called when a server asks for authentication: its host is up and takes connections, also if this login
-/// fails.
+/// Called when a server asks for authentication: its host is up, also if this login fails.
 #[derive(Clone, Copy)]
 pub struct OnAnswer<'a>(pub &'a (dyn Fn() + Send + Sync));
 
@@ -113,8 +112,7 @@ pub struct NewConnection {
 }
 
 impl DialOptions {
-    /// # Errors
-    /// [`TlsError`] if the certificate for servers cannot be used.
+    /// Fails if the certificate for servers cannot be used.
     pub fn new(config: &Config) -> Result<Self, TlsError> {
         let tls = &config.server_tls;
         let identity = tls.cert_file.as_deref().zip(tls.key_file.as_deref());
@@ -154,9 +152,6 @@ impl DialOptions {
 }
 
 /// Opens a connection for `target` within `server_connect_timeout`, name service and login included.
-///
-/// # Errors
-/// [`DialError`].
 pub async fn open(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewConnection, DialError> {
     // Boxed: inlined into a client's task, it would cost each idle client some kilobytes.
     match timeout(options.connect_timeout, Box::pin(try_all(target, options))).await {
@@ -168,10 +163,8 @@ pub async fn open(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewC
 
 /// Asks the server to cancel the query of `process_id`, and returns when the server has closed this
 /// connection: from then on the cancel cannot hit a later query. `at` is the address of that server's
-/// connection, because a host's name may stand for several servers (`None`: a Unix socket).
-///
-/// # Errors
-/// The socket's; [`io::ErrorKind::TimedOut`] after `cancel_timeout`, when the cancel may still be under way;
+/// connection, because a host's name may stand for several servers (`None`: a Unix socket). Errors: The
+/// socket's; [`io::ErrorKind::TimedOut`] after `cancel_timeout`, when the cancel may still be under way;
 /// [`io::ErrorKind::InvalidInput`] if the server gave no secret.
 pub async fn send_cancel(
     host: &Host,
@@ -301,8 +294,7 @@ async fn connect(
     }
 }
 
-/// Tries all addresses of a name in turn, each for its share of the time: one that does not answer leaves
-/// time for the others.
+/// Tries all addresses of a name, each for its share of the time: a silent one leaves time for others.
 async fn connect_tcp(name: &str, port: u16, options: &DialOptions) -> Result<TcpStream, DialCause> {
     let deadline = Instant::now() + options.connect_timeout;
     let addresses = resolve(name, port, options).await?;
@@ -336,8 +328,7 @@ async fn resolve(name: &str, port: u16, options: &DialOptions) -> Result<Vec<Soc
     last.ok_or(DialCause::Unresolved(failure))
 }
 
-/// A lost server is noticed by keepalives when idle, and by TCP_USER_TIMEOUT while bytes wait to be
-/// acknowledged.
+/// A lost server is noticed by keepalives when idle, and by TCP_USER_TIMEOUT while bytes wait.
 fn tune(socket: &TcpStream, options: &DialOptions) -> io::Result<()> {
     socket.set_nodelay(true)?;
     options.keepalive.apply(&SockRef::from(socket))

@@ -27,8 +27,7 @@ pub struct DialError {
     pub cause: DialCause,
 }
 
-/// A role or database is not as pglobby made it, perhaps changed by the tenant's code. The control path may
-/// repair it.
+/// A role or database is not as pglobby made it. The control path may repair it.
 #[derive(Debug, Clone)]
 pub struct IdentityTrouble {
     /// How it was noticed.
@@ -46,8 +45,7 @@ pub enum TroubleKind {
     Refused,
     /// The role has settings that pglobby did not make. Sessions can begin, with wrong settings.
     Settings,
-    /// A session was lost at its start. A setting of the role may be the cause (`statement_timeout`,
-    /// `idle_session_timeout`).
+    /// A session was lost at its start. The role's settings may be why (`statement_timeout`, …).
     Suspected,
 }
 
@@ -201,8 +199,7 @@ impl DialError {
     }
 
     /// Whether the role or database may not be as pglobby made them: with another password, without LOGIN,
-    /// with a limit or a missing library. A failure that the client's `startup` parameters may have caused
-    /// does not count.
+    /// with a limit or a missing library. A failure that `startup` may have caused does not count.
     pub fn identity_trouble(&self, startup: &Settings) -> Option<IdentityTrouble> {
         const BY_STARTUP: [&str; 3] = ["local_preload_libraries", "session_preload_libraries", "role"];
         let by_client = BY_STARTUP.iter().any(|name| startup.get(name).is_some());
@@ -273,11 +270,6 @@ impl DialCause {
     /// Whether any tenant would have failed, where the server had not asked for authentication yet.
     fn is_of_host(&self) -> bool {
         match self {
-            Self::Unreachable(_)
-            | Self::Unresolved(_)
-            | Self::TimedOut(_)
-            | Self::Tls(_)
-            | Self::Protocol(_) => true,
             // Resources (a role's limit comes later), shutdowns and restarts. A rule of pg_hba.conf may be
             // for one role.
             Self::Refused(error) => {
@@ -285,6 +277,7 @@ impl DialCause {
             }
             Self::WrongIdentity { .. } => false,
             Self::BothWays { first, then } => first.is_of_host() && then.is_of_host(),
+            _ => true,
         }
     }
 

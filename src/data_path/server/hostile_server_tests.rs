@@ -75,6 +75,12 @@ fn host(address: HostAddress, tls_mode: TlsMode) -> Host {
     Host { name: "default".to_owned(), address, tls_mode, tls_root_ca: None, max_connections: None }
 }
 
+async fn tcp_host(mode: TlsMode) -> (TcpListener, Host) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, host(HostAddress::Tcp { name: "127.0.0.1".to_owned(), port }, mode))
+}
+
 async fn dial(host: &Host) -> Result<NewConnection, DialError> {
     let options = DialOptions::for_tests(Duration::from_secs(20));
     dial_with(host, &options).await
@@ -99,10 +105,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn authentication(out: &mut Vec<u8>, code: u32, data: &[u8]) {
-    append(out, b'R', |out| {
-        out.extend_from_slice(&code.to_be_bytes());
-        out.extend_from_slice(data);
-    });
+    append(out, b'R', |out| out.extend_from_slice(&[&code.to_be_bytes()[..], data].concat()));
 }
 
 fn identity(out: &mut Vec<u8>, columns: &[Option<&[u8]>]) {
@@ -332,9 +335,7 @@ fn a_server_without_the_password_is_rejected() {
 
 #[tokio::test]
 async fn a_password_is_not_sent_in_clear_over_a_network() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let host = host(HostAddress::Tcp { name: "127.0.0.1".to_owned(), port }, TlsMode::Disable);
+    let (listener, host) = tcp_host(TlsMode::Disable).await;
     let serve = async {
         let (mut client, _) = listener.accept().await.unwrap();
         let mut ask = Vec::new();
@@ -351,9 +352,7 @@ async fn a_password_is_not_sent_in_clear_over_a_network() {
 
 #[tokio::test]
 async fn bytes_in_clear_after_the_s_never_become_messages() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let host = host(HostAddress::Tcp { name: "127.0.0.1".to_owned(), port }, TlsMode::Require);
+    let (listener, host) = tcp_host(TlsMode::Require).await;
     let serve = async {
         let (mut client, _) = listener.accept().await.unwrap();
         client.read_exact(&mut [0; 8]).await.unwrap();
@@ -368,9 +367,7 @@ async fn bytes_in_clear_after_the_s_never_become_messages() {
 #[tokio::test]
 async fn a_server_without_tls_is_rejected_where_tls_is_required() {
     for (answer, mode) in [(b"N", TlsMode::Require), (b"N", TlsMode::VerifyFull), (b"E", TlsMode::Prefer)] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let host = host(HostAddress::Tcp { name: "127.0.0.1".to_owned(), port }, mode);
+        let (listener, host) = tcp_host(mode).await;
         let serve = async {
             let (mut client, _) = listener.accept().await.unwrap();
             client.read_exact(&mut [0; 8]).await.unwrap();

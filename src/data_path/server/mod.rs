@@ -11,3 +11,4 @@ mod scram;
 
 pub use self::dial::{DialOptions, DialTarget, NewConnection, OnAnswer, open, send_cancel};
 pub use self::dial_error::{DialError, IdentityTrouble, TroubleKind};
+pub(in crate::data_path) use self::scram::hmac;

@@ -10,11 +10,8 @@ impl Server {
         self.side.is_reusable() && self.unsent.is_empty() && self.notified.is_empty()
     }
 
-    /// Rolls back an open transaction and runs DISCARD ALL.
-    ///
-    /// # Errors
-    /// As [`Server::ask`], and where the session left something that these cannot undo. The server must be
-    /// closed then.
+    /// Rolls back an open transaction and runs DISCARD ALL. After an error, also where the session left
+    /// something that these cannot undo, the server must be closed.
     pub async fn clean(&mut self) -> Result<(), AskError> {
         if !self.side.is_cleanable() || !self.unsent.is_empty() {
             return Err(io::Error::other("the session left state that DISCARD ALL does not undo").into());

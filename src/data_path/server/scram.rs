@@ -26,13 +26,11 @@ const NONCE_BYTES_MAX: usize = 1024;
 /// A salted password that is unused for this long is dropped.
 const SALTED_IDLE: Duration = Duration::from_secs(30 * 60);
 
-/// Channel binding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Binding {
     /// The proxy cannot (no TLS, or a certificate without a hash of its own): `n`.
     Unable,
-    /// The proxy can, and the server does not offer it: `y`, which a server that did offer it treats as an
-    /// attack.
+    /// The proxy can, and the server does not offer it: `y`, an attack to a server that did.
     NotOffered,
     /// SCRAM-SHA-256-PLUS, to the server's certificate.
     ServerEndPoint(Vec<u8>),
@@ -197,8 +195,7 @@ impl SaltedPasswords {
     }
 }
 
-/// SaltedPassword of the password after SASLprep, or of the password as given where SASLprep fails, as in
-/// PostgreSQL.
+/// SaltedPassword after SASLprep, or of the password as given where that fails, as in PostgreSQL.
 fn salted(password: &SecretString, salt: &[u8], iterations: u32) -> Salted {
     let raw = password.expose_secret();
     let prepared = stringprep::saslprep(raw).map(|text| Zeroizing::new(text.into_owned()));
@@ -206,7 +203,8 @@ fn salted(password: &SecretString, salt: &[u8], iterations: u32) -> Salted {
     Zeroizing::new(pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(bytes, salt, iterations))
 }
 
-fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
+/// HMAC-SHA-256.
+pub(in crate::data_path) fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
     // Unreachable: HMAC takes keys of any length (RFC 2104).
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
     mac.update(data);

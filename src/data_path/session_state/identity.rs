@@ -133,10 +133,7 @@ impl Identity {
 
     fn is_owner(&self, role: &Named<'_>) -> bool {
         let Named::Name(name) = role else {
-            return self
-                .tenant_access
-                .as_ref()
-                .is_some_and(|tenant_access| tenant_access.access == Access::ReadWrite);
+            return self.tenant_access.as_ref().is_some_and(|place| place.access == Access::ReadWrite);
         };
         is_named(name, self.tenant().map(|tenant| &*tenant.read_write.username))
     }
@@ -151,8 +148,7 @@ fn is_public(role: &Named<'_>) -> bool {
     matches!(role, Named::Name(name) if **name == *b"public")
 }
 
-/// Compares a name after PostgreSQL's truncation. A truncated name loses up to three more bytes at a UTF-8
-/// boundary.
+/// Compares a name after PostgreSQL's truncation. A UTF-8 boundary costs up to three more bytes.
 fn is_named(name: &[u8], expected: Option<&str>) -> bool {
     expected.is_some_and(|expected| {
         name == expected.as_bytes()

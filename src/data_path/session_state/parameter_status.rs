@@ -50,8 +50,7 @@ impl ReportedParameters {
         reported
     }
 
-    /// Stores a value and returns whether it changed. Returns `false` and stores nothing if a limit is
-    /// reached.
+    /// Stores a value and returns whether it changed. At a limit it stores nothing and returns `false`.
     pub fn set(&mut self, name: &str, value: &[u8]) -> bool {
         let count = self.values.len();
         let stored = self.values.iter_mut().find(|(stored, _)| **stored == *name).map(|(_, value)| value);

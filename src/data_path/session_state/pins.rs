@@ -26,8 +26,7 @@ bitflags::bitflags! {
         const SETTINGS = 1 << 9;
         /// State of a function that SQL cannot undo (`setseed`).
         const FUNCTION_STATE = 1 << 10;
-        /// The session's last transaction advanced a sequence, and clients of this tenant read currval or
-        /// lastval.
+        /// The last transaction advanced a sequence, and clients of the tenant read currval or lastval.
         const SEQUENCE_WRITTEN = 1 << 11;
         /// An unnamed statement that was too long to be stored.
         const UNSTORED_UNNAMED = 1 << 12;

@@ -53,11 +53,6 @@ impl Resets {
         }
     }
 
-    /// Returns `None` if nothing is reset.
-    pub fn unless_none(self) -> Option<Box<Self>> {
-        (self != Self::default()).then(|| Box::new(self))
-    }
-
     /// Adds the resets of another text that outlast its transaction.
     #[cold]
     pub fn add_lasting(&mut self, other: &Self) {
@@ -93,8 +88,7 @@ impl Resets {
     }
 }
 
-/// Conservative: searches string literals and comments too, because a block may execute text that it
-/// contains.
+/// Conservative: searches string literals and comments too, because a block may execute its text.
 fn mentions_reset(code: &[u8]) -> bool {
     let is_reset = |word: &[u8]| word.eq_ignore_ascii_case(b"reset") || word.eq_ignore_ascii_case(b"default");
     code.split(|byte| !byte.is_ascii_alphabetic()).any(is_reset)

@@ -39,8 +39,7 @@ impl RoleSettings {
         self.stored_rows.as_deref().zip(now).is_some_and(|(then, now)| then != now)
     }
 
-    /// Parses the stored rows and the rows `(name, value, built-in value, whether a stored row has the
-    /// name)`.
+    /// Parses the stored rows and the rows `(name, value, built-in value, a stored row has the name)`.
     pub fn read(stored_rows: Option<Vec<u8>>, values: &[Vec<Option<Vec<u8>>>]) -> Self {
         let mut start = Self { stored_rows, ..Self::default() };
         for row in values {

@@ -105,8 +105,7 @@ fn is_unlock_all(statement: &Statement<'_>) -> bool {
 }
 
 impl SideEffects {
-    /// Returns whether the request may have to wait or be rejected, because it concerns the tenant, roles or
-    /// a database.
+    /// Returns whether the text may have to wait or be rejected: it concerns tenant, roles or a database.
     #[inline]
     pub fn needs_decision(&self) -> bool {
         self.identity || self.tenant == TenantMention::Sets
@@ -152,8 +151,7 @@ impl SideEffects {
         call
     }
 
-    /// The side effects of calling a function with this SQL or PL/pgSQL body; `effects` are those of the
-    /// body.
+    /// The side effects of a function with this SQL or PL/pgSQL body; `effects` are those of the body.
     pub fn of_body(effects: Effects, body: &[u8]) -> Self {
         let mut found = Self::default();
         if !HARMLESS.contains(effects) {
@@ -199,65 +197,58 @@ impl SideEffects {
 
     #[cold]
     fn of(effects: Effects, sql: &[u8], lexing: Lexing) -> Self {
-        let mut found = Self::default();
+        let mut found = Self { inspects: effects.contains(Effects::INSPECTION), ..Self::default() };
         found.add_effects(effects);
-        let Self { mut checks, mut pins, .. } = found;
         let mut names: Vec<Box<str>> = Vec::new();
-        let (mut names_statements, mut names_hidden, mut identity) = (false, false, false);
-        let (inspects, mut deallocates) = (effects.contains(Effects::INSPECTION), false);
-        let (mut tenant, mut set_bytes, mut resets) = (TenantMention::default(), 0, Resets::default());
+        let (mut names_hidden, mut resets) = (false, Resets::default());
         if effects.intersects(Effects::DDL) {
-            checks.insert(changed_objects(sql, true));
+            found.checks.insert(changed_objects(sql, true));
         }
         if effects.intersects(Effects::HIDDEN | Effects::DYNAMIC | Effects::UNKNOWN) {
             names.extend(dotted_names(sql));
         }
         for statement in sql::statements(sql, lexing) {
-            names_statements |= statement.prepared.is_some();
-            deallocates |= matches!(
+            found.names_statements |= statement.prepared.is_some();
+            found.deallocates |= matches!(
                 statement.kind,
                 Kind::Deallocate | Kind::DeallocateAll | Kind::Discard(Discard::All)
             );
             names_hidden |= statement.effects.contains(Effects::PREPARED) && statement.prepared.is_none();
-            tenant = tenant.max(TenantMention::of(&statement));
-            identity |= statement.identity_change().is_some();
+            found.tenant = found.tenant.max(TenantMention::of(&statement));
+            found.identity |= statement.identity_change().is_some();
             resets.add_statement(&statement);
             if !is_analysed_later(&statement) {
                 // A FETCH may have these effects, at the latest at commit of a cursor WITH HOLD.
-                let mut later = Self::default();
-                later.add_effects(statement.deferred);
-                checks.insert(later.checks);
-                pins.insert(later.pins);
+                found.add_effects(statement.deferred);
             }
             if resets_by_name(&statement.kind) {
-                checks.insert(StateChecks::SETTING_SOURCES);
+                found.checks.insert(StateChecks::SETTING_SOURCES);
             }
             let named = names.len();
             if !Self::parameters(&statement, &mut names) {
-                checks.insert(StateChecks::ANY_SETTING);
+                found.checks.insert(StateChecks::ANY_SETTING);
             }
             let (set_checks, set_pins) = Self::set_configs(&statement, &mut names);
-            checks.insert(set_checks);
-            pins.insert(set_pins);
+            found.checks.insert(set_checks);
+            found.pins.insert(set_pins);
             if changes_parsing(&statement) {
-                checks.insert(StateChecks::LOCAL_SETTINGS);
+                found.checks.insert(StateChecks::LOCAL_SETTINGS);
             }
             if names.len() > named && is_set(&statement) {
-                set_bytes += statement.text.len();
+                found.set_bytes += statement.text.len();
             }
         }
         if !names.is_empty() {
-            checks.insert(StateChecks::NAMED_SETTINGS);
+            found.checks.insert(StateChecks::NAMED_SETTINGS);
         }
-        if names_statements && !names_hidden && !effects.intersects(EVERYTHING_PREPARED) {
-            checks = checks.difference(StateChecks::PREPARED);
+        if found.names_statements && !names_hidden && !effects.intersects(EVERYTHING_PREPARED) {
+            found.checks.remove(StateChecks::PREPARED);
         }
-        let names = (!names.is_empty()).then(|| names.into());
-        let driver_reset = DriverReset::read(sql, lexing);
-        let only_loads = effects == Effects::LOAD && sql::statements(sql, lexing).count() == 1;
-        let read = Self { checks, names, pins, driver_reset, set_bytes, only_loads, ..Self::default() };
-        let resets = resets.unless_none();
-        Self { names_statements, deallocates, inspects, tenant, identity, resets, ..read }
+        found.names = (!names.is_empty()).then(|| names.into());
+        found.driver_reset = DriverReset::read(sql, lexing);
+        found.only_loads = effects == Effects::LOAD && sql::statements(sql, lexing).count() == 1;
+        found.resets = (resets != Resets::default()).then(|| Box::new(resets));
+        found
     }
 
     /// Adds the parameters that a SET or RESET names. Returns `false` if it may change others too.
@@ -374,8 +365,7 @@ fn resets_by_name(kind: &Kind<'_>) -> bool {
     matches!(kind, Kind::Reset(_) | Kind::Set { local: false, value: SetValue::Default, .. })
 }
 
-/// Returns whether the deferred effects are analysed later: those of a function body, a view or a prepared
-/// statement.
+/// Returns whether the deferred effects are analysed later: of a function, a view or a prepared statement.
 fn is_analysed_later(statement: &Statement<'_>) -> bool {
     matches!(statement.kind, Kind::CreateRoutine | Kind::Ddl | Kind::Prepare { .. })
 }
@@ -386,18 +376,10 @@ const EVERYTHING_PREPARED: Effects = Effects::DISCARD.union(Effects::DYNAMIC).un
 /// Returns the checks after DDL: on functions, on objects that call functions (tables count if `tables` is
 /// set, because of their defaults), and on settings of roles and databases.
 fn changed_objects(text: &[u8], tables: bool) -> StateChecks {
+    #[rustfmt::skip]
     const FUNCTIONS: [&[u8]; 11] = [
-        b"function",
-        b"procedure",
-        b"routine",
-        b"event",
-        b"extension",
-        b"operator",
-        b"cast",
-        b"aggregate",
-        b"domain",
-        b"type",
-        b"language",
+        b"function", b"procedure", b"routine", b"event", b"extension", b"operator", b"cast", b"aggregate",
+        b"domain", b"type", b"language",
     ];
     const CALLERS: [&[u8]; 7] =
         [b"trigger", b"rule", b"view", b"policy", b"constraint", b"materialized", b"recursive"];

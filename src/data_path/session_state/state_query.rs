@@ -24,8 +24,7 @@ bitflags::bitflags! {
         const EVERYTHING = 0x7f;
         /// Functions changed: load them again (see `functions/`).
         const FUNCTIONS = 1 << 7;
-        /// Triggers, views and other objects that call functions changed: load again if any function has side
-        /// effects.
+        /// Callers of functions (triggers, views) changed: load again if any function has side effects.
         const CALLERS = 1 << 10;
         /// Compare the functions with the loaded ones, without a known change.
         const COMPARE_FUNCTIONS = 1 << 8;

@@ -82,10 +82,8 @@ impl Registered {
 }
 
 impl SessionHandle {
-    /// Leaves a NotificationResponse for the session's task, charged to `memory`.
-    ///
-    /// # Errors
-    /// The waiting notifications would exceed `bytes_max`, or a memory limit.
+    /// Leaves a NotificationResponse for the session's task, charged to `memory`. Fails if the waiting
+    /// notifications would exceed `bytes_max`, or a memory limit.
     pub fn notify(&self, message: &[u8], bytes_max: usize, memory: &Arc<Account>) -> Result<(), ClientError> {
         let mut mailbox = self.mailbox();
         if mailbox.notifications.len() + message.len() > bytes_max {
@@ -108,7 +106,6 @@ impl SessionHandle {
         Ok(())
     }
 
-    /// Takes the waiting notifications.
     pub fn take_notifications(&self) -> Vec<u8> {
         let mut mailbox = self.mailbox();
         self.signals.fetch_and(!NOTIFIED, Ordering::AcqRel);

@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     data_path::{
+        lock::locked,
         login::password_pace::AT_ONCE,
         session_state::pins::Pins,
         tenant::{Login, TenantAccess},
@@ -63,7 +64,6 @@ pub struct SessionHandle {
     /// The process number that its client got: in session mode that of its server.
     pub known_as: i32,
     secret: Secret,
-    /// The login.
     pub login: Arc<Login>,
     /// Its tenant and access; `None`: no tenant is chosen. It changes when the session changes its tenant.
     place: ArcSwapOption<TenantAccess>,
@@ -71,9 +71,7 @@ pub struct SessionHandle {
     pub peer: Option<IpAddr>,
     /// The proxy's address and the client's; `None`: a Unix socket.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
-    /// Whether the client uses TLS.
     pub tls: bool,
-    /// The present value of `application_name`.
     application_name: Mutex<Box<str>>,
     /// When the session began, on the wall clock.
     pub connected_at: SystemTime,
@@ -86,8 +84,7 @@ pub struct SessionHandle {
     asked_ms: AtomicU32,
     /// When its latest transaction began, on the same clock.
     began_ms: AtomicU32,
-    /// When its login expires, in milliseconds since 1970; `u64::MAX`: never. A change of the login's row
-    /// changes it.
+    /// When its login expires, in milliseconds since 1970; `u64::MAX`: never. It follows the login's row.
     pub(in crate::data_path) valid_until: AtomicU64,
     /// The verifiers that the session itself has set for its login; it is not ended by these changes.
     pub(in crate::data_path) verifiers: ArcSwapOption<Vec<SecretString>>,
@@ -120,7 +117,7 @@ impl SessionHandle {
     }
 
     pub(in crate::data_path) fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
-        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.mailbox)
     }
 
     /// Sets the waker of the session's task; once, because a task's waker stays the same.
@@ -134,7 +131,6 @@ impl SessionHandle {
         self.signals.load(Ordering::Acquire) != 0
     }
 
-    /// Takes the waiting signals.
     pub fn take_signals(&self) -> Signals {
         let mut mailbox = self.mailbox();
         self.signals.fetch_and(NOTIFIED, Ordering::AcqRel);
@@ -149,23 +145,19 @@ impl SessionHandle {
 
     /// Ends the session after its current message, with an ErrorResponse. The first reason counts.
     pub fn end(&self, reason: ClientError) {
-        let waker = {
-            let mut mailbox = self.mailbox();
-            mailbox.signals().end.get_or_insert(reason);
-            self.signals.fetch_or(END, Ordering::AcqRel);
-            mailbox.waker.clone()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.signal(END, |mailbox| _ = mailbox.signals().end.get_or_insert(reason));
     }
 
     /// Ends the session when no transaction is open.
     pub fn end_when_free(&self, reason: ClientError) {
+        self.signal(END, |mailbox| _ = mailbox.signals().end_when_free.get_or_insert(reason));
+    }
+
+    fn signal(&self, signal: u8, note: impl FnOnce(&mut Mailbox)) {
         let waker = {
             let mut mailbox = self.mailbox();
-            mailbox.signals().end_when_free.get_or_insert(reason);
-            self.signals.fetch_or(END, Ordering::AcqRel);
+            note(&mut mailbox);
+            self.signals.fetch_or(signal, Ordering::AcqRel);
             mailbox.waker.clone()
         };
         if let Some(waker) = waker {
@@ -175,11 +167,7 @@ impl SessionHandle {
 
     /// Asks the session to return its pinned server, because another session waits for one.
     pub fn call_back(&self) {
-        self.signals.fetch_or(CALLED_BACK, Ordering::AcqRel);
-        let waker = self.mailbox().waker.clone();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.signal(CALLED_BACK, |_| {});
     }
 
     /// Whether the session has not handled that request yet.
@@ -191,15 +179,7 @@ impl SessionHandle {
     /// sender is dropped) when the cancel is complete or there was nothing to cancel.
     pub fn cancel(&self) -> oneshot::Receiver<()> {
         let (settled, receiver) = oneshot::channel();
-        let waker = {
-            let mut mailbox = self.mailbox();
-            mailbox.signals().cancels.push(settled);
-            self.signals.fetch_or(CANCEL, Ordering::AcqRel);
-            mailbox.waker.clone()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.signal(CANCEL, |mailbox| mailbox.signals().cancels.push(settled));
         receiver
     }
 
@@ -208,7 +188,6 @@ impl SessionHandle {
         self.secret.ct_eq(secret).into()
     }
 
-    /// Sets the present activity.
     #[inline]
     pub fn set_doing(&self, doing: Activity, now_ms: u32) {
         self.doing.store(doing as u8, Ordering::Relaxed);
@@ -222,8 +201,7 @@ impl SessionHandle {
         self.asked_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    /// When its latest request came, by its worker's coarse clock (milliseconds); the login where there was
-    /// none.
+    /// When its latest request came, by its worker's coarse clock (milliseconds); at first the login.
     pub fn asked_ms(&self) -> u32 {
         self.asked_ms.load(Ordering::Relaxed)
     }
@@ -241,15 +219,14 @@ impl SessionHandle {
 
     /// `application_name` now.
     pub fn application_name(&self) -> Box<str> {
-        self.application_name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.application_name).clone()
     }
 
     /// The client has changed its `application_name`.
     pub fn set_application_name(&self, name: &str) {
-        *self.application_name.lock().unwrap_or_else(PoisonError::into_inner) = name.into();
+        *locked(&self.application_name) = name.into();
     }
 
-    /// Sets the number of prepared statements.
     #[inline]
     pub fn set_prepared(&self, statements: usize) {
         self.prepared.store(u32::try_from(statements).unwrap_or(u32::MAX), Ordering::Relaxed);
@@ -277,7 +254,6 @@ impl SessionHandle {
         Pins::from_bits_retain(self.pins.load(Ordering::Relaxed))
     }
 
-    /// Sets the reasons why its server is pinned.
     pub fn set_pins(&self, pins: Pins) {
         self.pins.store(pins.bits(), Ordering::Relaxed);
     }
@@ -286,17 +262,13 @@ impl SessionHandle {
 /// The data of a session that begins.
 #[derive(Debug)]
 pub struct NewSession {
-    /// The login.
     pub login: Arc<Login>,
     /// Tenant and access; `None`: no tenant is chosen.
     pub place: Option<Arc<TenantAccess>>,
-    /// The client's address.
     pub peer: Option<IpAddr>,
-    /// The proxy's address and the client's.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
     /// The time on its worker's coarse clock.
     pub now_ms: u32,
-    /// Whether the client uses TLS.
     pub tls: bool,
     /// `application_name` at startup.
     pub application_name: Box<str>,
@@ -316,7 +288,6 @@ pub struct Sessions {
     /// The upper bits of every process number. They differ between pglobby processes, so that a cancel that
     /// reaches the wrong process is recognised.
     node: u32,
-    /// When this process started.
     pub started: Instant,
 }
 
@@ -329,8 +300,7 @@ struct Registry {
     known_as: HashMap<i32, Vec<i32>>,
 }
 
-/// Bits of a process number that count sessions; the 11 above them name the node (and the number stays
-/// positive).
+/// Bits of a process number that count sessions; the 11 above them name the node (the number stays positive).
 const NODE_SHIFT: u32 = 20;
 
 /// PostgreSQL's own process numbers end below 2^22 (Linux), so none of ours is one of them.
@@ -360,7 +330,7 @@ impl std::ops::Deref for Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let mut registry = self.sessions.locked();
+        let mut registry = locked(&self.sessions.registry);
         registry.by_process_id.remove(&self.handle.process_id);
         if let Some(numbers) = registry.known_as.get_mut(&self.handle.known_as) {
             numbers.retain(|number| *number != self.handle.process_id);
@@ -384,15 +354,11 @@ impl Default for Sessions {
 }
 
 impl Sessions {
-    fn locked(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Registers a session with a new process number and cancel key.
     pub fn register(self: &Arc<Self>, arrival: NewSession) -> (Registered, Secret) {
         let mut secret = vec![0; arrival.secret_bytes].into_boxed_slice();
         rand::fill(&mut secret[..]);
-        let mut registry = self.locked();
+        let mut registry = locked(&self.registry);
         let process_id = loop {
             let count = self.next.fetch_add(1, Ordering::Relaxed) & ((1 << NODE_SHIFT) - 1);
             let number = i32::try_from(self.node << NODE_SHIFT | count).unwrap_or(i32::MAX);
@@ -439,7 +405,7 @@ impl Sessions {
 
     /// The session that a cancel key names.
     pub fn find(&self, process_id: i32, secret: &[u8]) -> Option<Arc<SessionHandle>> {
-        let registry = self.locked();
+        let registry = locked(&self.registry);
         let known = registry.known_as.get(&process_id).into_iter().flatten();
         let candidates = [process_id].into_iter().chain(known.copied());
         let mut found = candidates.filter_map(|number| registry.by_process_id.get(&number));
@@ -448,22 +414,19 @@ impl Sessions {
 
     /// The session that knows itself by this number.
     pub fn numbered(&self, process_id: i32) -> Option<Arc<SessionHandle>> {
-        self.locked().by_process_id.get(&process_id).cloned()
+        locked(&self.registry).by_process_id.get(&process_id).cloned()
     }
 
-    /// Every session there is now.
     pub fn all(&self) -> Vec<Arc<SessionHandle>> {
-        self.locked().by_process_id.values().cloned().collect()
+        locked(&self.registry).by_process_id.values().cloned().collect()
     }
 
-    /// How many there are.
     pub fn len(&self) -> usize {
-        self.locked().by_process_id.len()
+        locked(&self.registry).by_process_id.len()
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.locked().by_process_id.is_empty()
+        locked(&self.registry).by_process_id.is_empty()
     }
 
     /// Ends those that `which` picks; how many there were.
@@ -485,8 +448,7 @@ impl SessionHandle {
             || own.into_iter().any(|verifier| login.still_admits_by(&self.login, verifier, self.peer))
     }
 
-    /// What its login's verifier may be as far as the session knows; the last one, unless that could not be
-    /// stored.
+    /// What its login's verifier may be as far as the session knows; the last one if that was stored.
     pub fn verifiers(&self) -> Vec<SecretString> {
         let own = self.verifiers.load_full();
         own.map_or_else(|| vec![self.login.verifier.clone()], |own| own.to_vec())

@@ -8,6 +8,13 @@ use super::{
     token_reader::Reader,
 };
 
+const OBJECTS: [(&[u8], Object); 3] =
+    [(b"table", Object::Table), (b"view", Object::View), (b"sequence", Object::Sequence)];
+
+fn ddl(outside_transaction: bool) -> Effects {
+    if outside_transaction { Effects::DDL | Effects::OUTSIDE_TRANSACTION } else { Effects::DDL }
+}
+
 /// Classifies SELECT and other queries.
 pub(super) fn query<'a>(into_temp: bool) -> Reading<'a> {
     if into_temp {
@@ -18,7 +25,6 @@ pub(super) fn query<'a>(into_temp: bool) -> Reading<'a> {
     }
 }
 
-/// Parses the rest of CREATE.
 pub(super) fn create<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     reader.eat_all(&[b"or", b"replace"]);
     let scoped = reader.eat_any(&[b"local", b"global"]);
@@ -27,16 +33,10 @@ pub(super) fn create<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Read
         return None;
     }
     let recursive = reader.eat(b"recursive");
-    let what = if reader.eat(b"table") {
-        Object::Table
-    } else if reader.eat(b"view") {
-        Object::View
-    } else if reader.eat(b"sequence") {
-        Object::Sequence
-    } else if temporary || recursive {
-        return None;
-    } else {
-        return Some(create_other(reader, lexing));
+    let what = match reader.eat_one_of(&OBJECTS) {
+        Some(what) => what,
+        None if temporary || recursive => return None,
+        None => return Some(create_other(reader, lexing)),
     };
     if reader.eat(b"if") {
         reader.eat_all(&[b"not", b"exists"]);
@@ -82,52 +82,39 @@ fn create_other<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Reading<'a> {
     }
     // A materialized view's functions run at once; those of a rule, trigger or default when it is used.
     let calls = if reader.is(b"materialized") { CallsRun::Now } else { CallsRun::Later };
-    let mut effects = Effects::DDL;
     let mut index = *reader;
     index.eat(b"unique");
-    effects.set(Effects::OUTSIDE_TRANSACTION, index.eat_all(&[b"index", b"concurrently"]));
+    let effects = ddl(index.eat_all(&[b"index", b"concurrently"]));
     reader.advance();
-    let kind = match reader.qualified_name() {
-        Some((true, name)) => {
-            effects |= Effects::TEMPORARY;
-            temporary_other(name)
-        }
-        _ => Kind::Ddl,
+    let (kind, temporary) = match reader.qualified_name() {
+        Some((true, name)) => (temporary_other(name), Effects::TEMPORARY),
+        _ => (Kind::Ddl, Effects::empty()),
     };
-    Reading { calls, ..Reading::of(kind, effects) }
+    Reading { calls, ..Reading::of(kind, effects | temporary) }
 }
 
 fn temporary_other(name: std::borrow::Cow<'_, [u8]>) -> Kind<'_> {
     Kind::CreateTemp { what: Object::Other, name: Some(name), drop_on_commit: false }
 }
 
-/// Parses the rest of DROP.
 pub(super) fn drop<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     let outside = reader.is(b"database") || reader.is(b"tablespace") || reader.is(b"subscription");
-    let what = if reader.eat(b"table") {
-        Object::Table
-    } else if reader.eat(b"view") {
-        Object::View
-    } else if reader.eat(b"sequence") {
-        Object::Sequence
+    let what = if let Some(what) = reader.eat_one_of(&OBJECTS) {
+        what
     } else if reader.eat_any(&[b"function", b"procedure", b"routine", b"type", b"domain", b"aggregate"]) {
         Object::Other
     } else {
-        let effects = if outside { Effects::DDL | Effects::OUTSIDE_TRANSACTION } else { Effects::DDL };
-        let index = reader.eat_all(&[b"index", b"concurrently"]);
-        let effects = if index { effects | Effects::OUTSIDE_TRANSACTION } else { effects };
-        return Some(Reading::of(Kind::Ddl, effects | Effects::DROP));
+        let outside = outside || reader.eat_all(&[b"index", b"concurrently"]);
+        return Some(Reading::of(Kind::Ddl, ddl(outside) | Effects::DROP));
     };
     reader.eat_all(&[b"if", b"exists"]);
     let names = QualifiedNames::new(reader.text(reader.rest()), lexing);
     Some(Reading::of(Kind::Drop { what, names }, Effects::DDL | Effects::DROP))
 }
 
-/// Parses the rest of ALTER.
 pub(super) fn alter<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     let outside = reader.is(b"system") || reader.is(b"database") || reader.is(b"subscription");
-    let effects = if outside { Effects::DDL | Effects::OUTSIDE_TRANSACTION } else { Effects::DDL };
-    Some(Reading::of(Kind::Ddl, effects))
+    Some(Reading::of(Kind::Ddl, ddl(outside)))
 }
 
 /// Parses the rest of COPY. FROM and TO are reserved: outside parentheses the first of them is the direction.
@@ -154,7 +141,6 @@ pub(super) fn copy<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     Some(Reading::of(Kind::Copy(copy), effects))
 }
 
-/// Parses the rest of DO.
 pub(super) fn code_block<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     let inner = function_body::effects_of_literals(reader.text(reader.rest()), lexing);
     Some(Reading::of(Kind::Do, Effects::CODE | inner))

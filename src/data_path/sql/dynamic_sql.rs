@@ -111,8 +111,7 @@ fn has_built_name(text: &[u8]) -> bool {
     text.windows(NAME.len()).any(|window| window == NAME)
 }
 
-/// Returns whether the text may call a function with an unknown name: the name is followed by `(`, and not by
-/// a column list.
+/// Returns whether the text may call a function with an unknown name: `(` and no column list follow.
 fn calls_unknown(text: &[u8], lexing: Lexing) -> bool {
     const COLUMNS_FOLLOW: [&[u8]; 6] = [b"into", b"table", b"exists", b"with", b"as", b"copy"];
     let mut reader = Reader::new(text, lexing);

@@ -1,8 +1,7 @@
 //! Effects of statements and built-in functions on a session, as a set.
 
 bitflags::bitflags! {
-    /// Possible effects on a session. Empty: nothing outlives the statement and nothing is missing on another
-    /// server.
+    /// Possible effects on a session. Empty: nothing outlives the statement or is missing elsewhere.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct Effects: u32 {
         /// Starts or ends a transaction or savepoint.
@@ -72,23 +71,13 @@ bitflags::bitflags! {
 }
 
 /// Built-in functions that change the state of the calling session.
+#[rustfmt::skip]
 pub const SESSION_FUNCTIONS: [&str; 17] = [
-    "set_config",
-    "currval",
-    "lastval",
-    "setseed",
-    "pg_advisory_lock",
-    "pg_advisory_lock_shared",
-    "pg_try_advisory_lock",
-    "pg_try_advisory_lock_shared",
-    "pg_advisory_unlock",
-    "pg_advisory_unlock_shared",
-    "pg_advisory_unlock_all",
-    "pg_create_logical_replication_slot",
-    "pg_create_physical_replication_slot",
-    "pg_copy_logical_replication_slot",
-    "pg_copy_physical_replication_slot",
-    "pg_replication_origin_session_setup",
+    "set_config", "currval", "lastval", "setseed", "pg_advisory_lock", "pg_advisory_lock_shared",
+    "pg_try_advisory_lock", "pg_try_advisory_lock_shared", "pg_advisory_unlock",
+    "pg_advisory_unlock_shared", "pg_advisory_unlock_all", "pg_create_logical_replication_slot",
+    "pg_create_physical_replication_slot", "pg_copy_logical_replication_slot",
+    "pg_copy_physical_replication_slot", "pg_replication_origin_session_setup",
     "pg_replication_origin_session_reset",
 ];
 

@@ -33,8 +33,7 @@ fn inner_text(kind: TokenKind) -> bool {
     matches!(kind, TokenKind::Text | TokenKind::EscapedText | TokenKind::UnicodeText | TokenKind::DollarText)
 }
 
-/// Returns the effects of the content of a quoted token. Doubled quotes need no decoding: they only separate
-/// words.
+/// Returns the effects of a quoted token's content. Doubled quotes stay: they only separate words.
 fn inside(lexer: &Lexer<'_>, token: Token, lexing: Lexing, depth: u32) -> Effects {
     let bytes = lexer.bytes(token);
     if depth > DEPTH_MAX {

@@ -71,8 +71,7 @@ fn cut(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     }
 }
 
-/// Returns the text up to the closing quote, with doubled quotes decoded. `bytes` starts after the opening
-/// quote.
+/// Returns the text up to the closing quote, doubled ones decoded. `bytes` starts after the opening quote.
 pub(super) fn doubled(bytes: &[u8], quote: u8) -> Cow<'_, [u8]> {
     let body = bytes.strip_suffix(&[quote]).unwrap_or(bytes);
     if !body.contains(&quote) {

@@ -14,7 +14,6 @@ pub(super) struct Token {
     pub end: usize,
 }
 
-/// Token types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenKind {
     /// The end of the text.

@@ -72,8 +72,7 @@ pub fn statements(sql: &[u8], lexing: Lexing) -> Statements<'_> {
     Statements { lexer: Lexer::new(sql, lexing), lexing }
 }
 
-/// Conservative: may return false for a plain query, which is one ordinary query without effects on the
-/// session.
+/// Conservative: may return false for one ordinary query without effects on the session.
 pub fn is_plain_query(sql: &[u8], lexing: Lexing) -> bool {
     self::plain_query::query(sql, lexing).is_some()
 }
@@ -167,8 +166,7 @@ pub struct Name<'a> {
     pub range: Range<usize>,
 }
 
-/// Statement types. Names are as in [`Name`]; parameter names are in lower case, because PostgreSQL ignores
-/// their case.
+/// Statement types. Names are as in [`Name`]; parameter names are in lower case: PostgreSQL ignores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind<'a> {
     /// SELECT, INSERT, UPDATE, DELETE, MERGE, VALUES, TABLE, with or without WITH.

@@ -18,10 +18,7 @@ pub enum Piece {
     Symbol(char),
 }
 
-/// Splits `text`, without white space and comments.
-///
-/// # Errors
-/// Returns `string` or `comment` if the text ends inside one.
+/// Splits `text`, without white space and comments. The error is `string` or `comment` that does not end.
 pub fn pieces(text: &str) -> Result<Vec<Piece>, &'static str> {
     let mut lexer = Lexer::new(text.as_bytes(), Lexing::default());
     let (mut pieces, mut word_end) = (Vec::new(), None);

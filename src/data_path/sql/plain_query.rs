@@ -86,8 +86,7 @@ fn mentions_special_names(text: &[u8]) -> bool {
     rest.windows(4).any(is_special)
 }
 
-/// Returns the index of the closing quote. A doubled quote counts as a closing and an opening one, which is
-/// equivalent here.
+/// Returns the index of the closing quote. A doubled quote counts as a closing and an opening one.
 fn closing(text: &[u8], open: usize) -> Option<usize> {
     let quote = *text.get(open)?;
     text.get(open + 1..)?.iter().position(|byte| *byte == quote).map(|length| open + 1 + length)

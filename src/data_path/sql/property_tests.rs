@@ -65,8 +65,7 @@ fn read_in_full(sql: &[u8], lexing: Lexing) -> Vec<Statement<'_>> {
     .collect()
 }
 
-/// PostgreSQL rejects `select (;`, so the two parsers may differ in whether the semicolon belongs to the
-/// statement.
+/// PostgreSQL rejects `select (;`: the parsers may differ in whether the semicolon belongs to the statement.
 fn without_end(statement: Statement<'_>) -> Statement<'_> {
     let surplus = |byte: &&u8| byte.is_ascii_whitespace() || matches!(byte, b';' | b'\x0b');
     let length = statement.text.len() - statement.text.iter().rev().take_while(surplus).count();

@@ -48,8 +48,7 @@ pub enum IdentityChange<'a> {
     Owned(Vec<Named<'a>>),
     /// DROP DATABASE, or ALTER DATABASE except settings.
     Database(Named<'a>),
-    /// ALTER DATABASE … SET or RESET, or the same for all roles in it. `None` means ALL or an unreadable
-    /// parameter.
+    /// ALTER DATABASE … SET or RESET, or the same for all roles in it. `None`: ALL, or an unreadable one.
     DatabaseSetting(Named<'a>, Option<Cow<'a, [u8]>>),
     /// GRANT or REVOKE ON DATABASE.
     DatabaseAccess {

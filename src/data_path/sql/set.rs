@@ -12,7 +12,6 @@ use super::{
     token_reader::Reader,
 };
 
-/// Parses the rest of SET.
 pub(super) fn set<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     let mut local = false;
     if !names_parameter(reader) {
@@ -31,7 +30,6 @@ pub(super) fn set<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     Some(Reading::of(kind, effects))
 }
 
-/// Parses the rest of RESET.
 pub(super) fn reset<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     let setting = |kind| Some(Reading::of(kind, Effects::SETTING));
     if reader.is(b"all") {
@@ -67,8 +65,7 @@ pub(super) fn show<'a>(reader: &mut Reader<'a>) -> Option<Cow<'a, [u8]>> {
     (reader.at_end() && *name != *b"all").then_some(name)
 }
 
-/// Returns whether a parameter's name with its `=` or TO comes next, even if the name is LOCAL or
-/// TRANSACTION.
+/// Returns whether a parameter's name with its `=` or TO comes next, even if that is LOCAL or TRANSACTION.
 fn names_parameter(reader: &Reader<'_>) -> bool {
     let mut next = *reader;
     next.advance();
@@ -168,8 +165,7 @@ fn is_transaction_parameter(name: &[u8]) -> bool {
     matches!(name, b"transaction_isolation" | b"transaction_read_only" | b"transaction_deferrable")
 }
 
-/// Parameters whose value is a list of quoted identifiers (GUC_LIST_QUOTE). Custom parameters cannot have
-/// this flag.
+/// Parameters whose value is a list of quoted identifiers (GUC_LIST_QUOTE). Custom ones cannot have it.
 fn is_quoted_list(name: &[u8]) -> bool {
     matches!(
         name,
@@ -320,8 +316,7 @@ fn quote_identifier(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
 }
 
 /// Keywords that must be quoted as identifiers: all but the unreserved ones of PostgreSQL 15. Later versions
-/// add a few (`system_user`, `json_…`). A schema of such a name is found with or without quotes; only SHOW
-/// differs.
+/// add a few (`system_user`, `json_…`). Such a schema is found with or without quotes; only SHOW differs.
 #[rustfmt::skip]
 const KEYWORDS: &[&str] = &[
     "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "authorization",

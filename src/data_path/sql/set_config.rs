@@ -16,8 +16,7 @@ pub struct SetConfig<'a> {
     pub name: Argument<'a>,
     /// The value; NULL resets the parameter.
     pub value: Argument<'a>,
-    /// For this transaction only. `true`, `false` and `NULL` (which means false) become
-    /// [`Argument::Boolean`].
+    /// For this transaction only. `true`, `false` and `NULL` (false) become [`Argument::Boolean`].
     pub local: Argument<'a>,
 }
 
@@ -151,8 +150,7 @@ fn arguments<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
     reader.eat_symbol(b')').then_some(SetConfig { name, value, local })
 }
 
-/// Parses up to the next `,` or `)`. Returns [`Argument::Opaque`] for other expressions than a literal or
-/// parameter.
+/// Parses up to the next `,` or `)`. Returns [`Argument::Opaque`] for other expressions than one value.
 fn whole_argument<'a>(reader: &mut Reader<'a>) -> Option<Argument<'a>> {
     let ends = |reader: &Reader<'_>| reader.is_symbol(b',') || reader.is_symbol(b')');
     let mut ahead = *reader;

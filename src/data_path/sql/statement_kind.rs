@@ -178,17 +178,13 @@ pub(super) fn modes(reader: &mut Reader<'_>) -> Option<TransactionModes> {
     let mut modes = TransactionModes::default();
     while !reader.at_end() {
         if reader.eat_all(&[b"isolation", b"level"]) {
-            modes.isolation = Some(if reader.eat(b"serializable") {
-                "serializable"
-            } else if reader.eat_all(&[b"repeatable", b"read"]) {
-                "repeatable read"
-            } else if reader.eat_all(&[b"read", b"committed"]) {
-                "read committed"
-            } else if reader.eat_all(&[b"read", b"uncommitted"]) {
-                "read uncommitted"
-            } else {
-                return None;
-            });
+            const LEVELS: [(&[&[u8]], &str); 4] = [
+                (&[b"serializable"], "serializable"),
+                (&[b"repeatable", b"read"], "repeatable read"),
+                (&[b"read", b"committed"], "read committed"),
+                (&[b"read", b"uncommitted"], "read uncommitted"),
+            ];
+            modes.isolation = Some(LEVELS.iter().find(|(words, _)| reader.eat_all(words))?.1);
         } else if reader.eat_all(&[b"read", b"only"]) {
             modes.read_only = Some(true);
         } else if reader.eat_all(&[b"read", b"write"]) {
@@ -205,18 +201,14 @@ pub(super) fn modes(reader: &mut Reader<'_>) -> Option<TransactionModes> {
 }
 
 fn discard<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
-    let what = if reader.is(b"all") {
-        Discard::All
-    } else if reader.is(b"plans") {
-        Discard::Plans
-    } else if reader.is(b"sequences") {
-        Discard::Sequences
-    } else if reader.is(b"temp") || reader.is(b"temporary") {
-        Discard::Temp
-    } else {
-        return None;
-    };
-    Some(Reading::of(Kind::Discard(what), Effects::DISCARD))
+    let what = reader.eat_one_of(&[
+        (b"all", Discard::All),
+        (b"plans", Discard::Plans),
+        (b"sequences", Discard::Sequences),
+        (b"temp", Discard::Temp),
+        (b"temporary", Discard::Temp),
+    ]);
+    what.map(|what| Reading::of(Kind::Discard(what), Effects::DISCARD))
 }
 
 fn prepare<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {

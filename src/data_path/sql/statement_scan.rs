@@ -147,17 +147,10 @@ impl Scan {
 
 /// Functions that run an argument as SQL.
 pub(super) fn runs_text(name: &[u8]) -> bool {
+    #[rustfmt::skip]
     const NAMES: [&[u8]; 10] = [
-        b"query_to_xml",
-        b"query_to_xmlschema",
-        b"query_to_xml_and_xmlschema",
-        b"ts_stat",
-        b"ts_rewrite",
-        b"crosstab",
-        b"crosstab2",
-        b"crosstab3",
-        b"crosstab4",
-        b"xpath_table",
+        b"query_to_xml", b"query_to_xmlschema", b"query_to_xml_and_xmlschema", b"ts_stat", b"ts_rewrite",
+        b"crosstab", b"crosstab2", b"crosstab3", b"crosstab4", b"xpath_table",
     ];
     matches!(name.first().map(|first| first | 0x20), Some(b'q' | b't' | b'c' | b'x'))
         && (7..27).contains(&name.len())
@@ -186,11 +179,8 @@ fn temp_follows(mut lexer: Lexer<'_>) -> bool {
 enum Body {
     /// Not CREATE FUNCTION or CREATE PROCEDURE.
     None,
-    /// Not started.
     Pending,
-    /// Started.
     Open,
-    /// Ended.
     Closed,
 }
 

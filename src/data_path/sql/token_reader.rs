@@ -63,6 +63,11 @@ impl<'a> Reader<'a> {
         words.iter().any(|word| self.eat(word))
     }
 
+    /// Consumes one of these keywords and returns what stands for it.
+    pub fn eat_one_of<T: Copy>(&mut self, words: &[(&[u8], T)]) -> Option<T> {
+        words.iter().find(|(word, _)| self.eat(word)).map(|(_, meant)| *meant)
+    }
+
     pub fn eat_symbol(&mut self, symbol: u8) -> bool {
         let found = self.is_symbol(symbol);
         if found {
@@ -146,8 +151,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Consumes up to and including this keyword outside parentheses. Returns `false` at the end if it does
-    /// not occur.
+    /// Consumes up to and including this keyword outside parentheses. Returns `false` if it does not occur.
     pub fn skip_past(&mut self, word: &[u8]) -> bool {
         loop {
             if self.is_symbol(b'(') {

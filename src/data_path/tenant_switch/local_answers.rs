@@ -45,12 +45,19 @@ pub struct LocalResponder {
     /// That transaction has failed; only its end is accepted.
     failed: bool,
     /// Messages of a batch were answered here, and its Sync has not arrived yet.
-    pub(super) in_batch: bool,
+    pub in_batch: bool,
     pub(super) portals: HashMap<Box<[u8]>, Portal>,
     /// The form of the choice that waits for its decision.
     choosing: Option<(Form, Protocol)>,
     /// The parameters reported at login; RESET restores them while there is no server.
     first: Arc<ReportedParameters>,
+}
+
+/// The session that is answered, the name of its tenant (`None`: none is chosen), and the replies.
+pub(super) struct Answering<'a> {
+    pub side: &'a mut ClientSide,
+    pub here: Option<&'a str>,
+    pub replies: &'a mut Vec<u8>,
 }
 
 /// A portal made by Bind.
@@ -62,7 +69,6 @@ pub(super) struct Portal {
     pub binary: bool,
 }
 
-/// The protocol of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
     Simple,
@@ -111,28 +117,14 @@ impl LocalResponder {
             && self.portals.is_empty()
     }
 
-    /// A server answers the rest of the batch.
-    pub fn leave_batch(&mut self) {
-        self.in_batch = false;
-    }
-
-    /// Whether messages of a batch were answered here, so that its rest is answered here too.
-    pub fn is_in_batch(&self) -> bool {
-        self.in_batch
-    }
-
-    /// Whether a server has to answer the first message. Cheap and conservative: may return `false` for such
-    /// a message.
+    /// Whether a server has to answer the first message. Conservative: may return `false` for such a one.
     #[inline]
     pub fn passes(&self, sent: &[u8], side: &ClientSide) -> bool {
         self.is_clear() && first_text(sent, side).is_some_and(|sql| is_plain_query(sql, side.lexing()))
     }
 
     /// Answers the messages at the front of `inbox` that need no server. Returns their length in bytes and
-    /// the next step. `here` is the tenant's name; `None`: no tenant is chosen.
-    ///
-    /// # Errors
-    /// The client violated the protocol or a limit; the session ends.
+    /// the next step. `here` is the tenant's name; `None`: no tenant is chosen. An error ends the session.
     pub fn next(
         &mut self,
         inbox: &[u8],
@@ -140,11 +132,12 @@ impl LocalResponder {
         here: Option<&str>,
         replies: &mut Vec<u8>,
     ) -> Result<(usize, LocalStep), ClientError> {
+        let to = &mut Answering { side, here, replies };
         let mut rest = inbox;
         let next = loop {
-            rest = side.skip_messages(rest, replies)?;
+            rest = to.side.skip_messages(rest, to.replies)?;
             let Some((tag, length)) = header(rest).map_err(violation)? else { break LocalStep::Waits };
-            need_of_client(tag, length, side.rules()).map_err(violation)?;
+            need_of_client(tag, length, to.side.rules()).map_err(violation)?;
             if tag == b'X' {
                 break LocalStep::Terminated;
             }
@@ -154,11 +147,11 @@ impl LocalResponder {
                 }
                 // Too long to be read whole. No message that is answered here is so long.
                 let Some(client_error) = self.unserved(here) else { break LocalStep::Server };
-                client_error.write(Severity::Error, replies);
-                side.skip_request(self.failed());
+                client_error.write(Severity::Error, to.replies);
+                to.side.skip_request(self.failed());
                 continue;
             };
-            match self.message(tag, message, side, here, replies)? {
+            match self.message(tag, message, to)? {
                 None => rest = behind,
                 Some(LocalStep::Server) => break LocalStep::Server,
                 Some(next) => {
@@ -170,56 +163,44 @@ impl LocalResponder {
         Ok((inbox.len() - rest.len(), next))
     }
 
-    fn message(
-        &mut self,
-        tag: u8,
-        bytes: &[u8],
-        side: &mut ClientSide,
-        here: Option<&str>,
-        replies: &mut Vec<u8>,
-    ) -> BatchResult {
+    fn message(&mut self, tag: u8, bytes: &[u8], to: &mut Answering<'_>) -> BatchResult {
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         match tag {
-            b'Q' => self.query(body, side, here, replies),
-            b'P' => self.parse(body, side, here, replies),
-            b'B' => self.bind(body, side, here, replies),
-            b'D' => self.describe(body, side, here, replies),
-            b'E' => self.execute(body, side, here, replies),
-            b'C' => self.close(body, side, replies),
+            b'Q' => self.query(body, to),
+            b'P' => self.parse(body, to),
+            b'B' => self.bind(body, to),
+            b'D' => self.describe(body, to),
+            b'E' => self.execute(body, to),
+            b'C' => self.close(body, to),
             b'S' => {
                 self.in_batch = false;
                 if self.begun.is_none() {
                     self.portals.clear();
                 }
-                forget_unnamed_in_session_mode(side);
-                ready_for_query(replies, self.status());
+                forget_unnamed_in_session_mode(to.side);
+                ready_for_query(to.replies, self.status());
                 Ok(None)
             }
-            b'F' => self.elsewhere(Protocol::Simple, side, here, replies),
+            b'F' => self.elsewhere(Protocol::Simple, to),
             // Data of a COPY that failed is left out, as PostgreSQL does.
             b'H' | b'd' | b'c' | b'f' => Ok(None),
             other => Err(violation(FrameError::Type(other))),
         }
     }
 
-    fn query(
-        &mut self,
-        mut body: &[u8],
-        side: &mut ClientSide,
-        here: Option<&str>,
-        replies: &mut Vec<u8>,
-    ) -> BatchResult {
-        let plan = Plan::of(cstr(&mut body).map_err(violation)?, side);
-        if !self.is_ours(&plan, here, side) {
-            return self.elsewhere(Protocol::Simple, side, here, replies);
+    fn query(&mut self, mut body: &[u8], to: &mut Answering<'_>) -> BatchResult {
+        let plan = Plan::of(cstr(&mut body).map_err(violation)?, to.side);
+        if !self.is_ours(&plan, to) {
+            return self.elsewhere(Protocol::Simple, to);
         }
-        side.statements.forget_unnamed();
+        to.side.statements.forget_unnamed();
         let request = if let Plan::Choose(choice) = &plan { choice.request(&[]) } else { None };
-        self.run(&plan, request.as_ref(), Protocol::Simple, side, here, replies)
+        self.run(&plan, request.as_ref(), Protocol::Simple, to)
     }
 
     /// Whether a text with this plan is answered here.
-    pub(super) fn is_ours(&self, plan: &Plan, here: Option<&str>, side: &ClientSide) -> bool {
+    pub(super) fn is_ours(&self, plan: &Plan, to: &Answering<'_>) -> bool {
+        let Answering { side, here, .. } = to;
         match plan {
             Plan::Server => false,
             Plan::Password(_) | Plan::Refused(_) => true,
@@ -242,16 +223,10 @@ impl LocalResponder {
     }
 
     /// Leaves the message to a server, or refuses it if no tenant is chosen.
-    pub(super) fn elsewhere(
-        &mut self,
-        protocol: Protocol,
-        side: &mut ClientSide,
-        here: Option<&str>,
-        replies: &mut Vec<u8>,
-    ) -> BatchResult {
-        forget_unnamed_in_session_mode(side);
-        match self.unserved(here) {
-            Some(client_error) => self.fail(&client_error, protocol, side, replies),
+    pub(super) fn elsewhere(&mut self, protocol: Protocol, to: &mut Answering<'_>) -> BatchResult {
+        forget_unnamed_in_session_mode(to.side);
+        match self.unserved(to.here) {
+            Some(client_error) => self.fail(&client_error, protocol, to),
             None => Ok(Some(LocalStep::Server)),
         }
     }
@@ -270,9 +245,7 @@ impl LocalResponder {
         plan: &Plan,
         request: Option<&TenantRequest>,
         protocol: Protocol,
-        side: &mut ClientSide,
-        here: Option<&str>,
-        replies: &mut Vec<u8>,
+        to: &mut Answering<'_>,
     ) -> BatchResult {
         let client_error = match (plan, request) {
             _ if self.is_refused_as_failed(plan) => aborted(),
@@ -292,43 +265,37 @@ impl LocalResponder {
                 return Ok(Some(LocalStep::SetPassword(password.clone())));
             }
             (Plan::Set(name, _), _)
-                if side.wanted.get(name).is_none() && side.wanted.len() >= side.rules().settings_max =>
+                if to.side.wanted.get(name).is_none()
+                    && to.side.wanted.len() >= to.side.rules().settings_max =>
             {
                 let message = "too many parameters set (max_tracked_parameters)".into();
                 ClientError::AsPostgres { sqlstate: "53400", message }
             }
-            _ => match self.perform(plan, protocol, side, here, replies) {
+            _ => match self.perform(plan, protocol, to) {
                 Ok(()) => {
                     if protocol == Protocol::Simple {
-                        ready_for_query(replies, self.status());
+                        ready_for_query(to.replies, self.status());
                     }
                     return Ok(matches!(plan, Plan::Finish { .. }).then_some(LocalStep::Ended));
                 }
-                Err(limit) => side.rules().too_much(limit),
+                Err(limit) => to.side.rules().too_much(limit),
             },
         };
-        self.fail(&client_error, protocol, side, replies)
+        self.fail(&client_error, protocol, to)
     }
 
-    fn perform(
-        &mut self,
-        plan: &Plan,
-        protocol: Protocol,
-        side: &mut ClientSide,
-        here: Option<&str>,
-        replies: &mut Vec<u8>,
-    ) -> Result<(), Limit> {
+    fn perform(&mut self, plan: &Plan, protocol: Protocol, to: &mut Answering<'_>) -> Result<(), Limit> {
         let tag = match plan {
             Plan::Empty => {
-                append(replies, b'I', |_| {});
+                append(to.replies, b'I', |_| {});
                 return Ok(());
             }
             Plan::Show(name) => {
                 let value = match **name == *PARAMETER {
-                    true => here.unwrap_or_default().as_bytes(),
-                    false => side.sent_parameters.find(name).map_or(&b""[..], |(_, value)| value),
+                    true => to.here.unwrap_or_default().as_bytes(),
+                    false => to.side.sent_parameters.find(name).map_or(&b""[..], |(_, value)| value),
                 };
-                row(name, Type::Text, value, protocol, replies);
+                row(name, Type::Text, value, protocol, to.replies);
                 "SHOW"
             }
             Plan::Begin { modes, start } => {
@@ -344,34 +311,34 @@ impl LocalResponder {
             Plan::Ping => {
                 let binary = protocol == Protocol::Extended(true);
                 let value: &[u8] = if binary { &[0, 0, 0, 1] } else { b"1" };
-                row("?column?", Type::Int4, value, protocol, replies);
+                row("?column?", Type::Int4, value, protocol, to.replies);
                 ONE_ROW
             }
             Plan::Set(name, value) => {
-                side.keep(Arc::new(side.wanted.with(name, Some(value))))?;
-                report(side, name, value.as_bytes(), replies);
+                to.side.keep(Arc::new(to.side.wanted.with(name, Some(value))))?;
+                report(to.side, name, value.as_bytes(), to.replies);
                 "SET"
             }
             Plan::Unset(name) => {
-                side.keep(Arc::new(side.wanted.with(name, side.startup.get(name))))?;
+                to.side.keep(Arc::new(to.side.wanted.with(name, to.side.startup.get(name))))?;
                 if let Some((_, value)) = self.first.find(name) {
-                    report(side, name, value, replies);
+                    report(to.side, name, value, to.replies);
                 }
                 "RESET"
             }
             Plan::DriverReset { reset, tags } => {
                 if *reset != DriverReset::KeepsSettings {
-                    side.keep(side.startup.clone())?;
-                    self.first.write_changes(&mut side.sent_parameters, replies);
+                    to.side.keep(to.side.startup.clone())?;
+                    self.first.write_changes(&mut to.side.sent_parameters, to.replies);
                 }
                 if *reset == DriverReset::DiscardsAll {
-                    side.statements.forget_all();
+                    to.side.statements.forget_all();
                 }
                 for tag in tags {
                     if *tag == ONE_ROW {
-                        row("pg_advisory_unlock_all", Type::Void, b"", protocol, replies);
+                        row("pg_advisory_unlock_all", Type::Void, b"", protocol, to.replies);
                     }
-                    messages::command_complete(replies, tag);
+                    messages::command_complete(to.replies, tag);
                 }
                 return Ok(());
             }
@@ -379,7 +346,7 @@ impl LocalResponder {
                 return Ok(());
             }
         };
-        messages::command_complete(replies, tag);
+        messages::command_complete(to.replies, tag);
         Ok(())
     }
 
@@ -404,7 +371,7 @@ impl LocalResponder {
     /// Answers a request that was refused.
     pub fn refuse(&mut self, client_error: &ClientError, side: &mut ClientSide, replies: &mut Vec<u8>) {
         if let Some((_, protocol)) = self.choosing.take() {
-            let _ = self.fail(client_error, protocol, side, replies);
+            let _ = self.fail(client_error, protocol, &mut Answering { side, here: None, replies });
         }
     }
 
@@ -412,20 +379,18 @@ impl LocalResponder {
         &mut self,
         client_error: &ClientError,
         protocol: Protocol,
-        side: &mut ClientSide,
-        replies: &mut Vec<u8>,
+        to: &mut Answering<'_>,
     ) -> BatchResult {
-        client_error.write(Severity::Error, replies);
+        client_error.write(Severity::Error, to.replies);
         let status = self.failed();
         match protocol {
-            Protocol::Simple => ready_for_query(replies, status),
-            Protocol::Extended(_) => side.skip_to_sync(status),
+            Protocol::Simple => ready_for_query(to.replies, status),
+            Protocol::Extended(_) => to.side.skip_to_sync(status),
         }
         Ok(None)
     }
 
-    /// Notes that a statement failed here, and with it the transaction that began here. Returns the status
-    /// for ReadyForQuery.
+    /// Notes that a statement failed here, and its transaction. Returns the status for ReadyForQuery.
     pub fn failed(&mut self) -> u8 {
         self.failed = self.begun.is_some();
         self.in_batch = false;

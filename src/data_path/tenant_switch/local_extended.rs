@@ -3,7 +3,7 @@
 
 use super::{
     Form, Plan,
-    local_answers::{BatchResult, LocalResponder, Portal, Protocol, aborted},
+    local_answers::{Answering, BatchResult, LocalResponder, Portal, Protocol, aborted},
     messages::{self, Type},
 };
 use crate::{
@@ -18,48 +18,36 @@ use crate::{
 /// The most open portals while no server is held; drivers use one.
 const PORTALS_MAX: usize = 16;
 
+const EXTENDED: Protocol = Protocol::Extended(false);
+
 impl LocalResponder {
-    pub(super) fn parse(
-        &mut self,
-        mut body: &[u8],
-        side: &mut ClientSide,
-        here: Option<&str>,
-        replies: &mut Vec<u8>,
-    ) -> BatchResult {
+    pub(super) fn parse(&mut self, mut body: &[u8], to: &mut Answering<'_>) -> BatchResult {
         let name = cstr(&mut body).map_err(violation)?;
-        let plan = Plan::of(cstr(&mut { body }).map_err(violation)?, side);
-        if let Some(result) = self.not_answered_here(&plan, here, side, replies) {
+        let plan = Plan::of(cstr(&mut { body }).map_err(violation)?, to.side);
+        if let Some(result) = self.not_answered_here(&plan, to) {
             return result;
         }
-        if plan == Plan::Mixed {
-            return self.fail(&TenantSwitchError::NotAlone.into(), Protocol::Extended(false), side, replies);
-        }
-        if let Plan::Refused(reason) = plan {
-            return self.fail(&reason.into(), Protocol::Extended(false), side, replies);
-        }
-        if !name.is_empty() && side.statements.get(name).is_some() {
-            let message = format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
-            let taken = ClientError::AsPostgres { sqlstate: "42P05", message };
-            return self.fail(&taken, Protocol::Extended(false), side, replies);
-        }
-        if let Err(limit) = side.prepare_without_server(name, body) {
-            let client_error = side.rules().too_much(limit);
-            return self.fail(&client_error, Protocol::Extended(false), side, replies);
-        }
-        self.answered(b'1', replies)
+        let client_error = match plan {
+            Plan::Mixed => TenantSwitchError::NotAlone.into(),
+            Plan::Refused(reason) => reason.into(),
+            _ if !name.is_empty() && to.side.statements.get(name).is_some() => {
+                let name = String::from_utf8_lossy(name);
+                let message = format!("prepared statement \"{name}\" already exists");
+                ClientError::AsPostgres { sqlstate: "42P05", message }
+            }
+            _ => match to.side.prepare_without_server(name, body) {
+                Ok(()) => return self.answered(b'1', to.replies),
+                Err(limit) => to.side.rules().too_much(limit),
+            },
+        };
+        self.fail(&client_error, EXTENDED, to)
     }
 
-    pub(super) fn bind(
-        &mut self,
-        mut body: &[u8],
-        side: &mut ClientSide,
-        here: Option<&str>,
-        replies: &mut Vec<u8>,
-    ) -> BatchResult {
+    pub(super) fn bind(&mut self, mut body: &[u8], to: &mut Answering<'_>) -> BatchResult {
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
-        let plan = plan_of(name, side);
-        if let Some(result) = self.not_answered_here(&plan, here, side, replies) {
+        let plan = plan_of(name, to.side);
+        if let Some(result) = self.not_answered_here(&plan, to) {
             return result;
         }
         let (parameters, binary) =
@@ -68,76 +56,55 @@ impl LocalResponder {
         if self.portals.len() >= PORTALS_MAX && !self.portals.contains_key(portal) {
             let message = format!("more than {PORTALS_MAX} portals while no server is held");
             let many = ClientError::AsPostgres { sqlstate: "53400", message };
-            return self.fail(&many, Protocol::Extended(false), side, replies);
+            return self.fail(&many, EXTENDED, to);
         }
         self.portals.insert(portal.into(), Portal { plan, request, binary });
-        self.answered(b'2', replies)
+        self.answered(b'2', to.replies)
     }
 
-    pub(super) fn describe(
-        &mut self,
-        body: &[u8],
-        side: &mut ClientSide,
-        here: Option<&str>,
-        replies: &mut Vec<u8>,
-    ) -> BatchResult {
+    pub(super) fn describe(&mut self, body: &[u8], to: &mut Answering<'_>) -> BatchResult {
         let (kind, name) = kind_and_name(body)?;
-        let bound =
-            self.portals.get(name).filter(|_| kind == b'P').map(|portal| (&portal.plan, portal.binary));
-        if let Some((plan, binary)) = bound {
-            describe(plan, binary, replies);
+        if let Some(portal) = self.portals.get(name).filter(|_| kind == b'P') {
+            describe(&portal.plan, portal.binary, to.replies);
             self.in_batch = true;
             return Ok(None);
         }
-        let plan = if kind == b'S' { plan_of(name, side) } else { Plan::Server };
-        if let Some(result) = self.not_answered_here(&plan, here, side, replies) {
+        let plan = if kind == b'S' { plan_of(name, to.side) } else { Plan::Server };
+        if let Some(result) = self.not_answered_here(&plan, to) {
             return result;
         }
-        messages::parameter_description(replies, &plan.parameters());
-        describe(&plan, false, replies);
+        messages::parameter_description(to.replies, &plan.parameters());
+        describe(&plan, false, to.replies);
         self.in_batch = true;
         Ok(None)
     }
 
-    pub(super) fn execute(
-        &mut self,
-        mut body: &[u8],
-        side: &mut ClientSide,
-        here: Option<&str>,
-        replies: &mut Vec<u8>,
-    ) -> BatchResult {
+    pub(super) fn execute(&mut self, mut body: &[u8], to: &mut Answering<'_>) -> BatchResult {
         let name = cstr(&mut body).map_err(violation)?;
         let Some(Portal { plan, request, binary }) = self.portals.remove(name) else {
-            return self.elsewhere(Protocol::Extended(false), side, here, replies);
+            return self.elsewhere(EXTENDED, to);
         };
         self.in_batch = true;
-        self.run(&plan, request.as_ref(), Protocol::Extended(binary), side, here, replies)
+        self.run(&plan, request.as_ref(), Protocol::Extended(binary), to)
     }
 
     /// Removes the client's name for a statement; servers keep the statement for other clients.
-    pub(super) fn close(&mut self, body: &[u8], side: &mut ClientSide, replies: &mut Vec<u8>) -> BatchResult {
+    pub(super) fn close(&mut self, body: &[u8], to: &mut Answering<'_>) -> BatchResult {
         let (kind, name) = kind_and_name(body)?;
         match kind {
-            b'S' if name.is_empty() => side.statements.forget_unnamed(),
-            b'S' => drop(side.statements.remove(name)),
+            b'S' if name.is_empty() => to.side.statements.forget_unnamed(),
+            b'S' => drop(to.side.statements.remove(name)),
             _ => drop(self.portals.remove(name)),
         }
-        self.answered(b'3', replies)
+        self.answered(b'3', to.replies)
     }
 
     /// A message whose text a server must answer, or that a failed transaction refuses. `None`: it is answered here.
-    fn not_answered_here(
-        &mut self,
-        plan: &Plan,
-        here: Option<&str>,
-        side: &mut ClientSide,
-        replies: &mut Vec<u8>,
-    ) -> Option<BatchResult> {
-        const EXTENDED: Protocol = Protocol::Extended(false);
-        if !self.is_ours(plan, here, side) {
-            return Some(self.elsewhere(EXTENDED, side, here, replies));
+    fn not_answered_here(&mut self, plan: &Plan, to: &mut Answering<'_>) -> Option<BatchResult> {
+        if !self.is_ours(plan, to) {
+            return Some(self.elsewhere(EXTENDED, to));
         }
-        self.is_refused_as_failed(plan).then(|| self.fail(&aborted(), EXTENDED, side, replies))
+        self.is_refused_as_failed(plan).then(|| self.fail(&aborted(), EXTENDED, to))
     }
 
     fn answered(&mut self, tag: u8, replies: &mut Vec<u8>) -> BatchResult {

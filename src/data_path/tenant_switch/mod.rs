@@ -77,7 +77,6 @@ pub enum Plan {
     Password(NewPassword),
     /// Refuse it: it would change a role or the database.
     Refused(IdentityError),
-    /// SHOW of a parameter.
     Show(Box<str>),
     /// BEGIN, START TRANSACTION.
     Begin {
@@ -88,7 +87,6 @@ pub enum Plan {
     },
     /// COMMIT or ROLLBACK.
     Finish {
-        /// COMMIT.
         commit: bool,
     },
     /// `SELECT 1`, with which pools check a connection.

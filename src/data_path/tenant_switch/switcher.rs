@@ -34,7 +34,7 @@ pub struct TenantSwitcher {
     /// The session is at another tenant for one transaction.
     for_transaction: bool,
     /// RESET ALL or DISCARD ALL was run: the session returns to its first tenant.
-    resetting: bool,
+    pub resetting: bool,
     /// Why the messages in the inbox wait for the replies to earlier ones.
     pub(in crate::data_path) wait: SwitchWait,
     /// A request that waits for its decision.
@@ -50,7 +50,6 @@ pub struct TenantSwitcher {
 pub enum SwitchTarget {
     /// To a tenant's pool, where it is counted.
     Tenant(Arc<Pool>, Present),
-    /// To no tenant.
     NoTenant,
 }
 
@@ -121,11 +120,6 @@ impl TenantSwitcher {
             && self.responder.is_clear()
     }
 
-    /// Whether the session's settings have not been checked at this tenant's servers yet.
-    pub fn is_new(&self) -> bool {
-        self.is_new
-    }
-
     /// The session has moved to another tenant.
     pub fn arrive(&mut self) {
         (self.wait, self.is_new) = (SwitchWait::No, true);
@@ -138,11 +132,6 @@ impl TenantSwitcher {
             () if self.chosen == self.first => CurrentTenant::First,
             () => CurrentTenant::Chosen,
         }
-    }
-
-    /// Notes that RESET ALL or DISCARD ALL was run.
-    pub fn reset(&mut self) {
-        self.resetting = true;
     }
 
     /// Whether the session must leave its tenant now that no transaction is open.
@@ -235,6 +224,26 @@ impl TenantSwitcher {
         Ok(Some(target))
     }
 
+    /// Answers a request that leads to `found` from the tenant `here`. Returns where the session goes.
+    pub fn answer(
+        &mut self,
+        found: Result<Option<SwitchTarget>, ClientError>,
+        here: Option<&str>,
+        side: &mut ClientSide,
+        replies: &mut Vec<u8>,
+    ) -> Option<SwitchTarget> {
+        match found {
+            Ok(target) => {
+                self.responder.chosen(target_name(target.as_ref(), here), replies);
+                target
+            }
+            Err(client_error) => {
+                self.responder.refuse(&client_error, side, replies);
+                None
+            }
+        }
+    }
+
     fn set_chosen(&mut self, request: &TenantRequest, tenant: Option<i64>) {
         if request.local {
             self.for_transaction = true;
@@ -268,7 +277,6 @@ impl TenantSwitcher {
     }
 }
 
-/// A reference to a tenant.
 #[derive(Debug, Clone, Copy)]
 enum TenantRef<'a> {
     Name(&'a str),

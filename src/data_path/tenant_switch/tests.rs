@@ -96,8 +96,7 @@ impl Talked {
         }
     }
 
-    /// Sends simple queries in one go; tells the tags of the replies, how many queries were left, and what is
-    /// next.
+    /// Sends simple queries in one go; returns reply tags, the number of queries left, and what is next.
     fn query(&mut self, here: Option<&str>, queries: &[&str]) -> (String, usize, LocalStep) {
         let mut inbox = Vec::new();
         for sql in queries {

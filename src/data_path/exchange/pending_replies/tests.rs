@@ -23,6 +23,8 @@ fn receive(replies: &mut ReplyTracker, tags: &str) -> Result<(), Desync> {
     for tag in tags.bytes() {
         match tag {
             b'Z' => drop(replies.ready(b'I')?),
+            // ReadyForQuery within a transaction.
+            b'*' => drop(replies.ready(b'T')?),
             b'E' => drop(replies.error(|_, _| {})?),
             tag => drop(replies.reply(tag)?),
         }
@@ -30,49 +32,49 @@ fn receive(replies: &mut ReplyTracker, tags: &str) -> Result<(), Desync> {
     Ok(())
 }
 
-#[test]
-fn a_simple_query_needs_the_server_until_ready_for_query() {
+/// Plays a conversation: `>` sends requests, `<` receives replies, `]` ends COPY data, `.` finds the server
+/// free, and `!` finds that it is not.
+fn play(what: &str, conversation: &str) {
     let mut replies = ReplyTracker::default();
-    send(&mut replies, "Q");
-    receive(&mut replies, "TDDC").unwrap();
-    assert!(!replies.is_over());
-    receive(&mut replies, "Z").unwrap();
-    assert!(replies.is_over());
+    for (at, step) in conversation.split(' ').enumerate() {
+        match step.split_at(1) {
+            (">", requests) => send(&mut replies, requests),
+            ("<", tags) => receive(&mut replies, tags).unwrap(),
+            ("]", "") => replies.copy_done(),
+            (".", "") => assert!(replies.is_over(), "{what}, step {at}"),
+            ("!", "") => assert!(!replies.is_over(), "{what}, step {at}"),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]
-fn a_transaction_keeps_the_server_between_its_statements() {
-    let mut replies = ReplyTracker::default();
-    send(&mut replies, "Q");
-    receive(&mut replies, "C").unwrap();
-    assert!(replies.ready(b'T').unwrap());
-    assert!(!replies.is_over() && !replies.is_working());
-    send(&mut replies, "Q");
-    receive(&mut replies, "CZ").unwrap();
-    assert!(replies.is_over());
-}
-
-/// pgdog#164: Parse, Describe and Flush without Sync, and the server was given back inside an implicit
-/// transaction.
-#[test]
-fn a_batch_without_sync_keeps_the_server_although_every_reply_is_in() {
-    let mut replies = ReplyTracker::default();
-    send(&mut replies, "PD");
-    receive(&mut replies, "1tT").unwrap();
-    assert!(!replies.is_over());
-    send(&mut replies, "S");
-    receive(&mut replies, "Z").unwrap();
-    assert!(replies.is_over());
-}
-
-#[test]
-fn an_error_skips_to_the_sync_of_its_own_batch_only() {
-    let mut replies = ReplyTracker::default();
-    send(&mut replies, "PBDESPBES");
-    receive(&mut replies, "1E").unwrap();
-    assert!(!replies.is_over());
-    receive(&mut replies, "Z12CZ").unwrap();
-    assert!(replies.is_over());
+fn a_server_is_free_when_nothing_more_can_come() {
+    for (what, conversation) in [
+        ("a simple query needs the server until ReadyForQuery", ">Q <TDDC ! <Z ."),
+        ("a transaction keeps the server between its statements", ">Q <C* ! >Q <CZ ."),
+        // pgdog#164: Parse, Describe and Flush without Sync, and the server was given back inside an implicit
+        // transaction.
+        ("a batch without Sync keeps the server although every reply is in", ">PD <1tT ! >S <Z ."),
+        ("an error skips to the Sync of its own batch only", ">PBDESPBES <1E ! <Z12CZ ."),
+        ("an error of a simple query behind a batch skips nothing of the query", ">QQ <EZCZ ."),
+        // libpq sends Sync with the COPY's Execute already; the server ignores it while it takes data.
+        ("a Sync sent before COPY data is not answered", ">PBES <12G ! ] >S <CZ ."),
+        // The Sync behind CopyDone is answered, the one before it is not.
+        ("a COPY that is sent at once ends with the Sync behind its data", ">PBES ] >SQ <12GCZ ! <TCZ ."),
+        ("an end of COPY data that nobody waits for is nothing", "] . >Q ] >PBES ] <EZ12CZ ."),
+        // The server skips until a Sync that is yet to come.
+        ("COPY data that fails half way ends with the Sync behind it", ">PBES <12GE ! ] >S <Z ."),
+        // pgjdbc's `autosave`: a simple query stands in a batch. If the batch fails before it, the query is
+        // skipped as well, and the server went to another session, whose query it skipped, too.
+        ("a query that is skipped does not end its batch", ">PBQ <1E ! >PBES ! <Z ."),
+        ("nor does a function call", ">PBF <1E ! >PBES ! <Z ."),
+        ("nor one behind Execute", ">PBEQ <1E ! >PBES ! <Z ."),
+        ("nor two", ">PBQQ <1E ! >PBES ! <Z ."),
+        ("one that runs does", ">PBEQ <12CTDCZ ."),
+    ] {
+        play(what, conversation);
+    }
 }
 
 #[test]
@@ -82,68 +84,18 @@ fn what_is_sent_behind_an_error_without_sync_is_ignored_until_the_sync() {
     receive(&mut replies, "E").unwrap();
     assert!(!replies.track(Request::Bind, Origin::Client));
     assert!(!replies.track(Request::Query(None), Origin::Client), "a simple query is skipped as well");
+    assert!(!replies.is_settled());
     send(&mut replies, "S");
     receive(&mut replies, "Z").unwrap();
     assert!(replies.is_over());
 }
 
 #[test]
-fn an_error_of_a_simple_query_behind_a_batch_skips_nothing_of_the_query() {
+fn a_transaction_that_idles_is_no_work() {
     let mut replies = ReplyTracker::default();
-    send(&mut replies, "QQ");
-    receive(&mut replies, "EZCZ").unwrap();
-    assert!(replies.is_over());
-}
-
-/// libpq sends Sync with the COPY's Execute already; the server ignores it while it takes data.
-#[test]
-fn a_sync_sent_before_copy_data_is_not_answered() {
-    let mut replies = ReplyTracker::default();
-    send(&mut replies, "PBES");
-    receive(&mut replies, "12G").unwrap();
-    assert!(!replies.is_over());
-    replies.copy_done();
-    send(&mut replies, "S");
-    receive(&mut replies, "CZ").unwrap();
-    assert!(replies.is_over());
-}
-
-/// The whole COPY in one write: the Sync behind CopyDone is answered, the one before it is not.
-#[test]
-fn a_copy_that_is_sent_at_once_ends_with_the_sync_behind_its_data() {
-    let mut replies = ReplyTracker::default();
-    send(&mut replies, "PBES");
-    replies.copy_done();
-    send(&mut replies, "SQ");
-    receive(&mut replies, "12GCZ").unwrap();
-    assert!(!replies.is_over());
-    receive(&mut replies, "TCZ").unwrap();
-    assert!(replies.is_over());
-}
-
-#[test]
-fn an_end_of_copy_data_that_nobody_waits_for_is_nothing() {
-    let mut replies = ReplyTracker::default();
-    replies.copy_done();
-    assert!(replies.is_over());
     send(&mut replies, "Q");
-    replies.copy_done();
-    send(&mut replies, "PBES");
-    replies.copy_done();
-    receive(&mut replies, "EZ12CZ").unwrap();
-    assert!(replies.is_over());
-}
-
-#[test]
-fn copy_data_that_fails_half_way_ends_with_the_sync_behind_it() {
-    let mut replies = ReplyTracker::default();
-    send(&mut replies, "PBES");
-    receive(&mut replies, "12GE").unwrap();
-    assert!(!replies.is_over(), "the server skips until a Sync that is yet to come");
-    replies.copy_done();
-    send(&mut replies, "S");
-    receive(&mut replies, "Z").unwrap();
-    assert!(replies.is_over());
+    receive(&mut replies, "C").unwrap();
+    assert!(replies.ready(b'T').unwrap() && !replies.is_working());
 }
 
 #[test]
@@ -159,40 +111,15 @@ fn what_nobody_asked_for_is_a_desync() {
 }
 
 #[test]
-fn replies_to_what_we_put_in_stay_with_us() {
+fn replies_to_what_we_put_in_stay_with_us_and_its_error_is_the_clients() {
     let mut replies = ReplyTracker::default();
     assert!(replies.track(Request::Parse(None), Origin::Prepare));
     send(&mut replies, "BES");
+    let mut failing = ReplyTracker::default();
+    assert!(failing.track(Request::Parse(None), Origin::Prepare));
+    send(&mut failing, "BES");
     assert!(!replies.reply(b'1').unwrap().pass);
     assert!(replies.reply(b'2').unwrap().pass);
-}
-
-#[test]
-fn an_error_of_what_we_put_in_for_the_client_is_the_clients() {
-    let mut replies = ReplyTracker::default();
-    assert!(replies.track(Request::Parse(None), Origin::Prepare));
-    send(&mut replies, "BES");
-    assert_eq!(replies.error(|_, _| {}), Ok(Origin::Prepare));
-    assert!(replies.ready(b'I').unwrap());
-}
-
-/// pgjdbc's `autosave`: a simple query stands in a batch. If the batch fails before it, the query is skipped
-/// as well, and the server went to another session, whose query it skipped, too.
-#[test]
-fn a_query_that_is_skipped_does_not_end_its_batch() {
-    for rest in ["Q", "F", "EQ", "QQ"] {
-        let mut replies = ReplyTracker::default();
-        send(&mut replies, &format!("PB{rest}"));
-        receive(&mut replies, "1E").unwrap();
-        assert!(!replies.is_over() && !replies.is_settled(), "{rest}");
-        send(&mut replies, "PBES");
-        assert!(!replies.is_over());
-        receive(&mut replies, "Z").unwrap();
-        assert!(replies.is_over());
-    }
-    // One that runs does.
-    let mut replies = ReplyTracker::default();
-    send(&mut replies, "PBEQ");
-    receive(&mut replies, "12CTDCZ").unwrap();
-    assert!(replies.is_over());
+    assert_eq!(failing.error(|_, _| {}), Ok(Origin::Prepare));
+    assert!(failing.ready(b'I').unwrap());
 }

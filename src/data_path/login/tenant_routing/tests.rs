@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{
-    config::TlsMode,
-    data_path::tenant::{Credential, Grant, Host, HostAddress},
-};
+use crate::data_path::tenant::Grant;
 
 fn hints(option: &str, database: &str, user: &str, server_name: &str) -> Hints {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -25,27 +22,27 @@ fn tenant(hints: &Hints, split: bool) -> Result<Option<String>, ClientError> {
 
 #[test]
 fn the_first_hint_that_speaks_names_the_tenant() {
-    let some = |name: &str| Ok(Some(name.to_owned()));
-    assert_eq!(tenant(&hints("acme", "", "alice", ""), false), some("acme"));
-    assert_eq!(tenant(&hints("", "acme", "alice", ""), false), some("acme"));
-    assert_eq!(tenant(&hints("", "", "alice@acme", ""), true), some("acme"));
-    assert_eq!(tenant(&hints("", "", "alice", "acme"), false), some("acme"));
-    assert_eq!(tenant(&hints("", "", "alice", ""), false), Ok(None));
-    assert_eq!(tenant(&hints("acme", "acme", "alice@acme", "acme"), true), some("acme"));
-}
-
-#[test]
-fn a_database_equal_to_the_user_name_says_nothing_unless_it_is_a_tenant() {
-    assert_eq!(tenant(&hints("acme", "alice", "alice", ""), false), Ok(Some("acme".into())));
-    assert_eq!(tenant(&hints("", "acme", "acme", ""), false), Ok(Some("acme".into())));
-    assert_eq!(tenant(&hints("", "alice@acme", "alice@acme", ""), true), Ok(Some("acme".into())));
-    assert_eq!(tenant(&hints("globex", "acme", "acme", ""), false).unwrap_err().sqlstate(), "28000");
-}
-
-#[test]
-fn an_email_address_is_a_login_and_no_hint() {
-    assert_eq!(tenant(&hints("", "acme", "bob@globex", ""), false), Ok(Some("acme".into())));
-    assert!(tenant(&hints("", "acme", "bob@globex", ""), true).is_err());
+    let of = |option, database, user, server_name, split| {
+        tenant(&hints(option, database, user, server_name), split).map(Option::unwrap_or_default)
+    };
+    for (option, database, user, server_name, split, expected) in [
+        ("acme", "", "alice", "", false, "acme"),
+        ("", "acme", "alice", "", false, "acme"),
+        ("", "", "alice@acme", "", true, "acme"),
+        ("", "", "alice", "acme", false, "acme"),
+        ("", "", "alice", "", false, ""),
+        ("acme", "acme", "alice@acme", "acme", true, "acme"),
+        // A database equal to the user name says nothing, unless it is a tenant.
+        ("acme", "alice", "alice", "", false, "acme"),
+        ("", "acme", "acme", "", false, "acme"),
+        ("", "alice@acme", "alice@acme", "", true, "acme"),
+        // An email address is a login, and no hint.
+        ("", "acme", "bob@globex", "", false, "acme"),
+    ] {
+        assert_eq!(of(option, database, user, server_name, split), Ok(expected.to_owned()), "{user}");
+    }
+    assert_eq!(of("globex", "acme", "acme", "", false).unwrap_err().sqlstate(), "28000");
+    assert!(of("", "acme", "bob@globex", "", true).is_err());
 }
 
 #[test]
@@ -81,38 +78,8 @@ fn net(text: &str) -> ipnet::IpNet {
     text.parse().unwrap()
 }
 
-fn a_tenant(id: i64, name: &str) -> Tenant {
-    let credential = || Credential { username: format!("{name}_rw"), password: "secret".to_owned().into() };
-    Tenant {
-        id,
-        name: name.to_owned(),
-        host: Arc::new(Host {
-            name: "default".to_owned(),
-            address: HostAddress::Tcp { name: "db".to_owned(), port: 5432 },
-            tls_mode: TlsMode::Prefer,
-            tls_root_ca: None,
-            max_connections: None,
-        }),
-        database: name.to_owned(),
-        read_write: credential(),
-        read_only: Some(credential()),
-        status: TenantStatus::Active,
-        status_reason: None,
-        pool_mode: None,
-        pool_size: None,
-        min_pool_size: None,
-        max_clients: None,
-        statement_timeout: None,
-        allow_from: Vec::new(),
-        grants_pending: false,
-        drain: false,
-        generation: 1,
-    }
-}
-
 fn login(kind: LoginKind) -> Login {
-    let (id, name, verifier) = (1, "alice".to_owned(), String::new().into());
-    Login { id, name, kind, verifier, valid_until: None, disabled: false, allow_from: Vec::new() }
+    Login::for_tests("alice", kind)
 }
 
 fn employee() -> LoginKind {
@@ -127,9 +94,9 @@ fn service(all_tenants: Option<Access>, granted: &[i64]) -> LoginKind {
 /// Judges `login` at a directory with the tenants acme (1) and globex (2), and what `change` makes of acme.
 /// The answer in one word: a tenant and its access, the console, no tenant, or the logged reason.
 fn routed(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut Tenant)) -> String {
-    let mut acme = a_tenant(1, "acme");
+    let mut acme = Tenant::for_tests(1, "acme");
     change(&mut acme);
-    let (acme, globex) = (Arc::new(acme), Arc::new(a_tenant(2, "globex")));
+    let (acme, globex) = (Arc::new(acme), Arc::new(Tenant::for_tests(2, "globex")));
     let known = |name: &&str| {
         let known = match *name {
             "acme" => NameLookup::Tenant(acme.clone()),

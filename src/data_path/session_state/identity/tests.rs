@@ -1,53 +1,14 @@
 //! SQL spellings that change roles or the database, and the decision for each.
 
-use std::time::Duration;
-
 use super::*;
-use crate::{
-    config::TlsMode,
-    data_path::tenant::{Credential, Host, HostAddress, LoginKind, TenantStatus},
-};
+use crate::data_path::tenant::LoginKind;
 
 fn identity(access: Access) -> Identity {
-    let credential = |username: &str| Credential { username: username.into(), password: "x".into() };
-    let host = Host {
-        name: "default".into(),
-        address: HostAddress::Tcp { name: "h".into(), port: 5432 },
-        tls_mode: TlsMode::Prefer,
-        tls_root_ca: None,
-        max_connections: None,
-    };
-    let tenant = Tenant {
-        id: 7,
-        name: "acme".into(),
-        host: host.into(),
-        database: "acme".into(),
-        read_write: credential("acme_rw"),
-        read_only: Some(credential("acme_ro")),
-        status: TenantStatus::Active,
-        status_reason: None,
-        drain: false,
-        pool_mode: None,
-        pool_size: None,
-        min_pool_size: None,
-        max_clients: None,
-        statement_timeout: Some(Duration::from_secs(1)),
-        allow_from: Vec::new(),
-        grants_pending: false,
-        generation: 1,
-    };
-    let login = Login {
-        id: 1,
-        name: "Alice".into(),
-        kind: LoginKind::Employee { tenant_id: 7, tenant_name: "acme".into(), access },
-        verifier: "SCRAM".into(),
-        valid_until: None,
-        disabled: false,
-        allow_from: Vec::new(),
-    };
+    let kind = LoginKind::Employee { tenant_id: 7, tenant_name: "acme".into(), access };
+    let tenant = Tenant::for_tests(7, "acme").into();
     Identity {
-        login: Some(login.into()),
-        tenant_access: Some(TenantAccess { tenant: tenant.into(), access }.into()),
+        login: Some(Login::for_tests("Alice", kind).into()),
+        tenant_access: Some(TenantAccess { tenant, access }.into()),
     }
 }
 
