@@ -13,14 +13,15 @@
 //!
 //! What holds everywhere:
 //!
-//! 1. After login no query waits for the central database.
+//! 1. After login no query waits for the central database, except a choice of tenant that is not cached and a change
+//!    of one's own password.
 //! 2. A server connection belongs to one tenant and one role for life, proved when it is opened
 //!    (`current_database`, `current_user` as reported by the server equal the tenant's row), and has one holder
 //!    at a time.
 //! 3. An employee session belongs to one tenant for life. Only a service login may change tenant, only outside
 //!    a transaction, only to a tenant it is granted.
 //! 4. A server goes back to its pool only when no reply is pending, its status is idle, no cancel is in flight and
-//!    every effect of the session is undone. In doubt it is closed.
+//!    every effect of the session is undone. If that is uncertain, it is closed.
 //! 5. After startup only the relay moves bytes; bodies it need not read are passed on unread and uncopied.
 //! 6. Every queue, map, cache, buffer and wait has a limit; those that an operator may change have a name in `config/settings.rs`.
 //! 7. Nothing a client sends reaches a lookup, provisioning or master connection except as a bound parameter.
@@ -30,7 +31,7 @@
 //! 10. No code that a tenant can define runs with more rights than the tenant's own role has, whatever an operator does.
 //! 11. What a client believes of its session (ParameterStatus, transaction status, process number) is what the answering
 //!     server does.
-//! 12. The servers that this node holds on a host never exceed its budget, and a tenant that waits gets a fair share.
+//! 12. The servers that this node holds on a host never exceed its budget, and a waiting tenant gets its fair share.
 
 pub mod cli;
 pub mod config;

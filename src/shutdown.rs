@@ -50,12 +50,12 @@ pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl F
             () = impatience => info!(sessions = proxy.sessions.len(), "stopping now"),
         }
     }
-    let cut = proxy.sessions.end(&ClientError::AdminShutdown, |_| true);
+    let sessions_cut = proxy.sessions.end(&ClientError::AdminShutdown, |_| true);
     let ended = Instant::now();
     while !proxy.sessions.is_empty() && ended.elapsed() < LAST_ERROR {
         tokio::time::sleep(CHECK_EVERY).await;
     }
-    info!(cut, duration_ms = began.elapsed().as_millis(), "sessions ended");
+    info!(sessions_cut, duration_ms = began.elapsed().as_millis(), "sessions ended");
     for pool in proxy.pools.all() {
         pool.retire(None);
     }

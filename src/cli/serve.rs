@@ -50,7 +50,7 @@ impl Serve {
             }
         };
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-        info!(how = ending_name(ending), "stopping");
+        info!(shutdown_mode = ending_name(ending), "stopping");
         node.end(ending, signals.end_requested()).await;
         Ok(())
     }

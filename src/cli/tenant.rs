@@ -47,7 +47,7 @@ enum Action {
     Resume(Named),
     /// Give the roles of a tenant new passwords; clients notice nothing
     ///
-    /// The passwords are generated, sealed, tested by a login, and shown to no one. If the test fails, the old
+    /// The passwords are generated, sealed, tested by a login, and never shown. If the test fails, the old
     /// ones are used again. If the command is interrupted, run it again.
     #[command(after_help = "Example:\n  pglobby tenant rotate acme")]
     Rotate(Named),

@@ -106,7 +106,7 @@ impl Config {
         Self::read(&Zeroizing::new(text), path, &|name| std::env::var(name).ok())
     }
 
-    /// The same from text and an environment of the caller's choice.
+    /// As [`Self::load`], from a text and a given environment.
     pub fn read(
         text: &str,
         path: Option<&Path>,
@@ -124,9 +124,9 @@ pub struct Keepalive {
     pub idle: Duration,
     /// Between two probes.
     pub interval: Duration,
-    /// How long sent bytes may stay unacknowledged. On Linux it also decides, instead of the count of probes,
-    /// when a connection with nothing under way is given up: so it is never shorter than
-    /// [`Self::all_probes`]. `None`: the kernel's own patience.
+    /// How long sent bytes may stay unacknowledged. On Linux it also replaces the probe count as the
+    /// limit for an idle connection, so it is never shorter than [`Self::all_probes`]. `None`: the kernel's
+    /// default.
     pub user_timeout: Option<Duration>,
 }
 

@@ -74,7 +74,7 @@ settings! {
         max_unauthenticated_per_address: usize = "max_unauthenticated_per_address" count(5_000, 1),
         /// What connections that have not logged in may take.
         unauthenticated_bytes_max: usize = "max_unauthenticated_memory" bytes(128 << 20),
-        /// Logins that have their turn at a time; others wait for theirs.
+        /// Logins that run at the same time; others wait.
         logins_at_a_time: usize = "max_logins_at_a_time" count(64, 1),
         /// SQL longer than this is passed on unread and pins the session.
         statement_inspect_bytes_max: usize = "statement_inspect_max" bytes(1 << 20),

@@ -115,7 +115,7 @@ fn certificates(config: &Config) -> Vec<Check> {
     let identity = server.cert_file.as_deref().zip(server.key_file.as_deref());
     if identity.is_some() || server.ca_file.is_some() {
         // Does not load the system's authorities, which may be missing where they are not used.
-        let trust = if server.ca_file.is_some() { Trust::Authority } else { Trust::Anybody };
+        let trust = if server.ca_file.is_some() { Trust::Authority } else { Trust::AnyCertificate };
         let loaded = ServerTlsConfigs::new(server.ca_file.clone(), identity).and_then(|configs| {
             configs.get(trust, None).map(|_| "certificates and authorities can be used".to_owned())
         });

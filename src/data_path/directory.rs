@@ -38,8 +38,8 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
     /// What salts for unknown logins are derived from; the same on every node.
     fn mock_salt(&self) -> &[u8];
 
-    /// When a client may be answered whose names were looked up from `begun` on. A cached name is answered as
-    /// late as one that is not cached, so that the time does not tell which names exist.
+    /// The time at which the client gets its answer; `begun` is the start of the look-up. A cached name is
+    /// answered as late as an uncached one, so that response times do not reveal which names exist.
     fn answer_at(&self, begun: Instant) -> Instant;
 
     /// Marks cached rows that `change` concerns, so that the next look-up reads them again.

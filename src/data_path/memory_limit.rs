@@ -163,7 +163,7 @@ pub struct Accounts {
     /// The prepared statements of all tenants; they count in the process too.
     pub statements: Arc<Account>,
     /// Sessions without a tenant.
-    pub nowhere: Arc<Account>,
+    pub no_tenant: Arc<Account>,
     by_tenant: Mutex<HashMap<i64, Weak<Account>>>,
 }
 
@@ -173,7 +173,7 @@ impl Accounts {
         let process = Account::new(Limit::Process, limits.memory_max, &[]);
         Self {
             statements: Account::new(Limit::StatementsInAll, limits.prepared_bytes_max, &[]),
-            nowhere: Account::new(Limit::Tenant, limits.tenant_memory_max, &[&process]),
+            no_tenant: Account::new(Limit::Tenant, limits.tenant_memory_max, &[&process]),
             process,
             by_tenant: Mutex::default(),
         }
@@ -186,7 +186,7 @@ impl Accounts {
         for (_, tenant) in self.tenants() {
             tenant.set_max(limits.tenant_memory_max);
         }
-        self.nowhere.set_max(limits.tenant_memory_max);
+        self.no_tenant.set_max(limits.tenant_memory_max);
     }
 
     /// The account of a tenant; shared while it is in use.

@@ -32,7 +32,7 @@ use self::{
         tenant_routing::{self, Route},
     },
     proxy::{ConsoleClient, Proxy},
-    relay::change_tenant::run_session,
+    relay::change_tenant::run_after_tenant_change,
     session_start::AuthenticatedClient,
 };
 use crate::{
@@ -45,7 +45,7 @@ use crate::{
 pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: Arc<Proxy>) {
     let config = proxy.config.load_full();
     let login = permit.limit_login(config.timeouts.client_login, async {
-        // The login's future is made in its turn: a silent connection stays small.
+        // The future is made when the login has its turn, so that a silent connection uses little memory.
         stream.readable().await?;
         let (stream, permit, proxy, config) = (&mut stream, &permit, &*proxy, &*config);
         let stages = || async move {
@@ -65,7 +65,7 @@ pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: A
             let names = tenant_routing::look_up(&packet, &context).await;
             let proof = authentication::authenticate(stream, &mut packet, &names, &context).await?;
             let routed = tenant_routing::route(&packet, &names, &proof, &context).await;
-            let (login, route) = login_result::answer(&packet, &names, routed, &context).await?;
+            let (login, route) = login_result::log_and_delay(&packet, &names, routed, &context).await?;
             permit.logged_in(&config.limits)?;
             Ok(Some((packet, login, proof.into_replies(), route)))
         };
@@ -85,22 +85,22 @@ pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: A
         }
         Route::NoTenant => session_start::start_without_tenant(client, permit, proxy).await,
         Route::Tenant { tenant, access } => {
-            let (pool, presence) = match proxy.enter_pool(&tenant, access).await {
+            let (pool, session_count) = match proxy.enter_pool(&tenant, access).await {
                 Ok(entered) => entered,
                 Err(client_error) => return client.refuse(&client_error, Some(&tenant.name), &proxy).await,
             };
             let worker = pool.worker.clone();
-            let Some(client) = client.leave_for(&pool) else { return };
-            // Boxed: its memory is freed when the session begins.
+            let Some(client) = client.detach_for(&pool) else { return };
+            // Boxed, so that the memory of this stage is freed when the session begins.
             let session = Box::pin(session_start::greet(client, pool, proxy));
             worker.clone().spawn(async move {
                 let Some(relay) = session.await else { return };
                 session_start::apply_missed_changes(&permit, &relay.session.handle, &relay.session.proxy)
                     .await;
                 let transfer = relay.run().await;
-                drop(presence);
+                drop(session_count);
                 if let Some(transfer) = transfer {
-                    Box::pin(run_session(transfer, permit, Some(worker.index))).await;
+                    Box::pin(run_after_tenant_change(transfer, permit, Some(worker.index))).await;
                 }
             });
         }
@@ -126,5 +126,5 @@ pub async fn refuse(stream: Stream, error: &ClientError) {
     error.write(Severity::Fatal, &mut message);
     let mut unsent = Unsent::default();
     unsent.push(&message);
-    self::relay::session_end::say_goodbye(stream, unsent).await;
+    self::relay::session_end::flush_and_close(stream, unsent).await;
 }

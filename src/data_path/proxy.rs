@@ -18,7 +18,7 @@ use crate::{
             startup::StartupPacket,
             tenant_routing::{access_to, admit},
         },
-        pool::{Pool, Present, TenantPools},
+        pool::{Pool, SessionCount, TenantPools},
         sessions::registry::{SessionHandle, Sessions},
         tenant::{Access, DirectoryChange, Login, Tenant, allowed_from},
         worker::Worker,
@@ -175,9 +175,11 @@ impl Proxy {
     async fn login_changed(&self, session: &SessionHandle) {
         let Ok(login) = self.directory.login(&session.login.name).await else { return };
         let stays = login.filter(|login| {
-            let place = session.place();
+            let tenant_access = session.tenant_access();
             session.is_admitted_by(login)
-                && place.is_none_or(|place| access_to(&login.kind, place.tenant.id) == Some(place.access))
+                && tenant_access.is_none_or(|tenant_access| {
+                    access_to(&login.kind, tenant_access.tenant.id) == Some(tenant_access.access)
+                })
         });
         match stays {
             Some(login) => self.sessions.set_valid_until(session, login.valid_until),
@@ -188,8 +190,8 @@ impl Proxy {
     /// Applies the changes that a session missed between the look-up of its login and its registration.
     pub async fn look_again_at(&self, session: &SessionHandle) {
         self.login_changed(session).await;
-        let Some(place) = session.place() else { return };
-        if let Ok(tenant) = self.directory.tenant_by_id(place.tenant.id).await
+        let Some(tenant_access) = session.tenant_access() else { return };
+        if let Ok(tenant) = self.directory.tenant_by_id(tenant_access.tenant.id).await
             && let Some(client_error) =
                 tenant.map_or(Some(ClientError::AdminShutdown), |tenant| admit(&tenant).err())
         {
@@ -203,7 +205,7 @@ impl Proxy {
         &self,
         tenant: &Arc<Tenant>,
         access: Access,
-    ) -> Result<(Arc<Pool>, Present), ClientError> {
+    ) -> Result<(Arc<Pool>, SessionCount), ClientError> {
         let pool = self.pools.of(tenant, access).await?;
         let limit = match tenant.max_clients {
             Some(limit) => limit as usize,

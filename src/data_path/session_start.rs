@@ -21,7 +21,7 @@ use crate::{
         refuse,
         relay::{
             Relay,
-            change_tenant::run_session,
+            change_tenant::run_after_tenant_change,
             client_session::{ClientSession, Traffic},
             no_tenant,
         },
@@ -50,7 +50,7 @@ pub struct AuthenticatedClient {
 impl AuthenticatedClient {
     /// Takes the connection out of this thread's reactor if the pool's worker is another one. `None`: that
     /// failed, and the connection is closed.
-    pub fn leave_for(mut self, pool: &Pool) -> Option<Self> {
+    pub fn detach_for(mut self, pool: &Pool) -> Option<Self> {
         if !pool.worker.is_this_thread()
             && let Err(error) = self.stream.detach()
         {
@@ -108,7 +108,7 @@ pub async fn greet(
     let mut rules = rules(&config, matches!(client.login.kind, LoginKind::Service { .. }));
     rules.follow = pool.rules.mode == PoolMode::Transaction;
     (rules.shared_statements, rules.functions) = (pool.statements.clone(), pool.functions.clone());
-    (rules.memory, rules.identity.tenant_access) = (memory, Some(pool.place.clone()));
+    (rules.memory, rules.identity.tenant_access) = (memory, Some(pool.tenant_access.clone()));
     pool.stats.logins.fetch_add(1, Relaxed);
     let server_pid = server.as_ref().map(|server| server.process_id);
     let now_ms = pool.worker.clock.now_ms();
@@ -133,10 +133,10 @@ fn open_session(
 ) -> ClientSession {
     let config = proxy.config.load();
     let AuthenticatedClient { stream, packet, login, unsent } = client;
-    let tenant = rules.identity.tenant_access.as_ref().map(|place| place.tenant.clone());
+    let tenant = rules.identity.tenant_access.as_ref().map(|tenant_access| tenant_access.tenant.clone());
     let new = NewSession {
         login: login.clone(),
-        place: rules.identity.tenant_access.clone(),
+        tenant_access: rules.identity.tenant_access.clone(),
         peer: packet.peer,
         addresses: stream.addresses(),
         now_ms,
@@ -220,7 +220,7 @@ pub async fn start_without_tenant(
 ) {
     let config = proxy.config.load_full();
     let settings = Settings::new(std::mem::take(&mut client.packet.settings));
-    let no_tenant = &proxy.pools.accounts.nowhere;
+    let no_tenant = &proxy.pools.accounts.no_tenant;
     let memory = Account::new(Limit::Client, config.limits.client_memory_max, &[no_tenant]);
     let charge = match startup_charge(&settings, &memory) {
         Ok(charge) => charge,
@@ -235,5 +235,5 @@ pub async fn start_without_tenant(
     let mut session = open_session(client, rules, status, None, now_ms, &proxy);
     session.side.startup_memory = charge;
     apply_missed_changes(&permit, &session.handle, &proxy).await;
-    tokio::spawn(run_session(Box::new((session, SwitchTarget::NoTenant)), permit, None));
+    tokio::spawn(run_after_tenant_change(Box::new((session, SwitchTarget::NoTenant)), permit, None));
 }

@@ -148,7 +148,7 @@ pub struct Login {
 
 impl Login {
     /// Whether a session that logged in from `peer` when the login was like `before` may stay: it is the same
-    /// login with the same password, and is refused neither at all, nor by now, nor from there.
+    /// login with the same password, and is not disabled, has not expired, and allows this address.
     pub fn still_admits(&self, before: &Self, peer: Option<IpAddr>) -> bool {
         self.still_admits_by(before, &before.verifier, peer)
     }
@@ -217,7 +217,7 @@ pub enum DirectoryChange {
     Everything,
 }
 
-/// Whether `address` is allowed by a list in which empty means everybody. Unix-socket clients have no address
+/// Whether the list allows `address`; an empty list allows all. Unix-socket clients have no address
 /// and are allowed only where the list is empty.
 pub fn allowed_from(list: &[IpNet], address: Option<IpAddr>) -> bool {
     list.is_empty() || address.is_some_and(|address| list.iter().any(|net| net.contains(&address)))

@@ -44,14 +44,14 @@ impl Limit {
                 format!("the prepared statements of a session may take at most {max} bytes ({setting})")
             }
             Self::StatementsInAll => format!(
-                "the prepared statements of all sessions may take at most {max} bytes, and this database has used up its share ({setting})"
+                "the prepared statements of all sessions may take at most {max} bytes, and this database has reached its share ({setting})"
             ),
             Self::SettingBytes => {
                 format!("the parameters that a session has SET may take at most {max} bytes ({setting})")
             }
             Self::Client => format!("a session may use at most {max} bytes of memory ({setting})"),
             Self::Tenant | Self::Process => format!(
-                "out of memory: the sessions of this database have used up their share of {max} bytes ({setting})"
+                "out of memory: the sessions of this database have reached their share of {max} bytes ({setting})"
             ),
         }
     }

@@ -270,7 +270,7 @@ impl LocalCluster {
     fn did_not_start(&self, otherwise: &str) -> ClusterError {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let telling = |line: &&str| line.contains("could not") || line.contains("FATAL:");
-        let reason = log.lines().rev().take(LAST_WORDS).filter(telling).last().map(|line| {
+        let reason = log.lines().rev().take(CLOSE_TIMEOUT).filter(telling).last().map(|line| {
             line.split_once("LOG:").or_else(|| line.split_once("FATAL:")).map_or(line, |it| it.1).trim()
         });
         ClusterError::DidNotStart { reason: reason.unwrap_or(otherwise).to_owned(), log: self.log.clone() }
@@ -396,4 +396,4 @@ fn io_error(what: &str, path: &Path, source: io::Error) -> ClusterError {
 const START_MAX: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Maximum of log lines shown after a failed start.
-const LAST_WORDS: usize = 8;
+const CLOSE_TIMEOUT: usize = 8;

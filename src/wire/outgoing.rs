@@ -37,7 +37,7 @@ impl<'c> Outgoing<'c> {
         } else if self.run.1 == start && self.run.0 < self.run.1 {
             self.run.1 += bytes.len();
         } else {
-            self.settle();
+            self.flush_run();
             self.run = (start, start + bytes.len());
         }
     }
@@ -45,13 +45,13 @@ impl<'c> Outgoing<'c> {
     /// The buffer for inserted bytes.
     #[inline]
     pub fn build(&mut self) -> &mut Vec<u8> {
-        self.settle();
+        self.flush_run();
         self.built
     }
 
     /// Moves the run into the scratch buffer, unless that run is all there is and nothing will follow.
     #[inline]
-    fn settle(&mut self) {
+    fn flush_run(&mut self) {
         let (start, end) = std::mem::take(&mut self.run);
         if start < end {
             self.built.extend_from_slice(self.chunk.get(start..end).unwrap_or_default());
@@ -69,7 +69,7 @@ impl<'c> Outgoing<'c> {
         if self.built.is_empty() {
             return self.chunk.get(self.run.0..self.run.1).unwrap_or_default();
         }
-        self.settle();
+        self.flush_run();
         self.built
     }
 }

@@ -35,14 +35,14 @@ WITH RECURSIVE waiting (pid) AS (
 )
 SELECT pg_catalog.array_agg(pid) FROM waiting";
 
-/// Ends those of the sessions `$1` whose role pglobby created, parallel workers included.
+/// Ends the sessions in `$1` with a role that pglobby created, including their parallel workers.
 const END_SESSIONS: &str = r"
 SELECT pg_catalog.format('%s in database %s', a.usename, a.datname), pg_catalog.pg_terminate_backend(a.pid)
 FROM pg_catalog.pg_stat_activity a
 WHERE a.pid = ANY ($1) AND pg_catalog.starts_with(pg_catalog.shobj_description(a.usesysid, 'pg_authid'), $2)";
 
-/// Prepared transactions of such roles that hold a lock for which one of the sessions `$1` waits. A lock of
-/// a prepared transaction names it only through the transaction's lock on its own id.
+/// Prepared transactions of such roles that hold a lock for which one of the sessions `$1` waits. pg_locks
+/// does not name the prepared transaction; it is found by the transaction's lock on its own id.
 const PREPARED: &str = r"
 SELECT x.gid, x.owner::pg_catalog.text, x.database::pg_catalog.text FROM pg_catalog.pg_prepared_xacts x
 JOIN pg_catalog.pg_roles r ON r.rolname = x.owner

@@ -150,7 +150,7 @@ impl CopyPrograms {
     /// appears complete or not at all.
     ///
     /// # Errors
-    /// The file exists, the disk is full, or pg_dump's own words.
+    /// The file exists, the disk is full, or pg_dump's error output.
     pub async fn dump_to(&self, admin: &HostAdmin, database: &str, file: &Path) -> Result<(), AdminError> {
         refuse_existing(file)?;
         let (mut command, dumping) = self.dump(admin, database).await?;
@@ -218,7 +218,7 @@ impl CopyPrograms {
     /// (by oid on the old host), which exist already.
     ///
     /// # Errors
-    /// pg_restore's own words: what this role cannot make is not made.
+    /// pg_restore's error output. Objects that this role may not create are errors.
     pub async fn define(
         &self,
         to: &Restorer<'_>,

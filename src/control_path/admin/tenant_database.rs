@@ -121,8 +121,8 @@ impl HostAdmin {
             return Ok(());
         }
         Err(AdminError::Refused(format!(
-            "database {database:?} on host {:?} has event triggers whose functions others can replace, and which would run \
-             with the rights of {:?}: {}; as a superuser there: ALTER EVENT TRIGGER … DISABLE, or give the function to \
+            "database {database:?} on host {:?} has event triggers with functions that other roles can replace; they would \
+             run with the rights of {:?}: {}; as a superuser there: ALTER EVENT TRIGGER … DISABLE, or give the function to \
              a superuser",
             self.name,
             self.user,
@@ -145,8 +145,8 @@ impl HostAdmin {
             && !session.query("looking for a login trigger", LOGIN_TRIGGER, &[&database]).await?.is_empty()
         {
             return Err(AdminError::Refused(format!(
-                "database {database:?} on host {:?} has an event trigger that fires at login, and {:?} is no superuser, \
-                 whom it would spare; drop it there (DROP EVENT TRIGGER)",
+                "database {database:?} on host {:?} has an event trigger that fires at login, and {:?} is not a \
+                 superuser, so the trigger would run for it; drop it there (DROP EVENT TRIGGER)",
                 self.name, self.user
             )));
         }

@@ -39,7 +39,7 @@ pub enum FeedEvent {
 }
 
 /// Sends each notification to `events`, in commit order, and [`Change::Everything`] after every connect.
-/// Waits while `events` is full, so that none is lost. `on_state` is called with whether the connection
+/// Waits while `events` is full: no event is lost. `on_state` is called with whether the connection
 /// listens. Returns only if it is dropped.
 pub async fn follow(central: Central, events: Sender<FeedEvent>, on_state: impl Fn(bool)) {
     let mut retry = RETRY_SHORTEST;

@@ -216,16 +216,16 @@ fn session_settings(config: &Config) -> tokio_postgres::Config {
 
 /// Classes of SQLSTATE whose DETAIL names objects, connections and privileges. Other DETAILs may quote rows
 /// ("Failing row contains …", "Key (name)=(…) already exists"), and so sealed passwords and verifiers.
-const DETAIL_TOLD: [&str; 14] =
+const DETAIL_SHOWN: [&str; 14] =
     ["08", "0A", "0L", "0P", "25", "28", "2B", "3D", "42", "53", "54", "55", "57", "58"];
 
 /// The text of a server error without row contents. Every error of PostgreSQL that is printed, logged,
 /// recorded or answered goes through here.
 pub fn said(error: &DbError) -> String {
     let mut words = error.message().to_owned();
-    let told = error.code().code().get(..2).is_some_and(|class| DETAIL_TOLD.contains(&class));
+    let is_shown = error.code().code().get(..2).is_some_and(|class| DETAIL_SHOWN.contains(&class));
     for (title, more) in [("DETAIL", error.detail()), ("HINT", error.hint())] {
-        if let Some(more) = more.filter(|_| told) {
+        if let Some(more) = more.filter(|_| is_shown) {
             words.push_str(&format!("\n{title}: {more}"));
         }
     }

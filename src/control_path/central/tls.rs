@@ -36,7 +36,7 @@ impl CentralTlsConnector {
             (TlsMode::VerifyFull, _) => Trust::AuthorityAndName,
             // As in libpq: `require` with a file of authorities means `verify-ca`.
             (TlsMode::VerifyCa, _) | (TlsMode::Require, Some(_)) => Trust::Authority,
-            _ => Trust::Anybody,
+            _ => Trust::AnyCertificate,
         };
         let config = ServerTlsConfigs::new(None, None)?.get(trust, tls.root_ca.as_deref())?;
         Ok(Self { config })

@@ -54,8 +54,8 @@ pub async fn databases(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleErr
         *servers.entry(pool.tenant.name.clone()).or_insert(0) += pool.live();
     }
     for session in proxy.sessions.all() {
-        if let Some(place) = session.place() {
-            *sessions.entry(place.tenant.name.clone()).or_insert(0) += 1;
+        if let Some(tenant_access) = session.tenant_access() {
+            *sessions.entry(tenant_access.tenant.name.clone()).or_insert(0) += 1;
         }
     }
     let mut table = Table::new(DATABASES);

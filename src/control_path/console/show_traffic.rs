@@ -52,8 +52,8 @@ pub fn pools(proxy: &Proxy) -> Table {
     let mut table = Table::new(POOLS);
     let mut sessions: HashMap<(i64, Access), Vec<Arc<SessionHandle>>> = HashMap::new();
     for session in proxy.sessions.all() {
-        if let Some(place) = session.place() {
-            sessions.entry((place.tenant.id, place.access)).or_default().push(session);
+        if let Some(tenant_access) = session.tenant_access() {
+            sessions.entry((tenant_access.tenant.id, tenant_access.access)).or_default().push(session);
         }
     }
     let mut pools = proxy.pools.all();
@@ -110,7 +110,7 @@ pub fn clients(proxy: &Proxy) -> Table {
         .collect();
     for session in by_id(proxy.sessions.all()) {
         let now_ms = clock_of(proxy);
-        let place = session.place();
+        let tenant_access = session.tenant_access();
         let wait = waits(&session, now_ms).unwrap_or_default();
         let state = match session.doing().0 {
             Activity::Idle => "idle",
@@ -122,7 +122,9 @@ pub fn clients(proxy: &Proxy) -> Table {
             kind: "C",
             user: &session.login.name,
             // The name that clients use when they choose no tenant.
-            database: place.as_ref().map_or(NO_TENANT_DATABASE, |place| &place.tenant.name),
+            database: tenant_access
+                .as_ref()
+                .map_or(NO_TENANT_DATABASE, |tenant_access| &tenant_access.tenant.name),
             state,
             remote: session.addresses.map(|(_, theirs)| theirs),
             local: session.addresses.map(|(ours, _)| ours),
@@ -140,7 +142,7 @@ pub fn clients(proxy: &Proxy) -> Table {
         };
         let mut row = socket.row();
         row.extend([
-            place.as_ref().map_or("", |place| access(place.access)).into(),
+            tenant_access.as_ref().map_or("", |tenant_access| access(tenant_access.access)).into(),
             server_pid.into(),
             session.pins().names().collect::<Vec<_>>().join(",").into(),
         ]);
@@ -210,16 +212,16 @@ pub fn pins(proxy: &Proxy) -> Table {
     );
     for session in by_id(proxy.sessions.all()) {
         let server_pid = session.server_process_id.load(std::sync::atomic::Ordering::Relaxed);
-        let Some(place) = session.place().filter(|_| server_pid != 0) else { continue };
+        let Some(tenant_access) = session.tenant_access().filter(|_| server_pid != 0) else { continue };
         if session.pins().is_empty() {
             continue;
         }
         let state = if session.doing().0 == Activity::Active { "active" } else { "idle" };
         table.rows.push(vec![
             session.process_id.into(),
-            place.tenant.name.as_str().into(),
+            tenant_access.tenant.name.as_str().into(),
             session.login.name.as_str().into(),
-            access(place.access).into(),
+            access(tenant_access.access).into(),
             String::from(session.application_name()).into(),
             server_pid.into(),
             session.pins().names().collect::<Vec<_>>().join(",").into(),

@@ -125,8 +125,9 @@ fn command(statement: &[Piece]) -> Result<ConsoleCommand, ConsoleError> {
                 ConsoleCommand::Accepted("SET")
             }
             _ => {
-                return Err(ConsoleError::new("0A000", "the console cannot change settings")
-                    .hint("Change the configuration file and RELOAD; SHOW CONFIG shows what holds."));
+                return Err(ConsoleError::new("0A000", "the console cannot change settings").hint(
+                    "Change the configuration file and RELOAD; SHOW CONFIG shows the values in effect.",
+                ));
             }
         },
         "reset" => ConsoleCommand::Accepted("RESET"),

@@ -96,7 +96,7 @@ pub fn tenant(row: &Row, keyring: &ReloadableKeyring) -> Result<Tenant, String> 
     })
 }
 
-/// A password is missing only where no session can start; it is read as an empty one.
+/// NULL is read as an empty password. It occurs only in rows for which no session can start.
 fn open(
     row: &Row,
     keyring: &ReloadableKeyring,
@@ -192,7 +192,7 @@ fn networks(row: &Row) -> Result<Vec<IpNet>, String> {
     texts.into_iter().map(|text| text.parse().map_err(|_| format!("unreadable network {text:?}"))).collect()
 }
 
-/// The schema refuses more than `most`. Older rows may have more and mean the maximum.
+/// The schema refuses more than `most`. A larger value in an older row counts as `most`.
 fn count(row: &Row, column: &str, most: u32) -> Result<Option<u32>, String> {
     get::<Option<i32>>(row, column)?
         .map(|number| u32::try_from(number).map_err(|_| format!("{column} is negative")))

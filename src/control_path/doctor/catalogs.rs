@@ -134,8 +134,8 @@ const QUESTIONS: [Question; 12] = [
                     aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a
                WHERE a.grantee = 0 GROUP BY t.tenant, d.datname",
     },
-    // A database of no tenant may be the tenant's own under another name, so nothing is revoked there
-    // automatically.
+    // A database without a tenant may be the tenant's own database after a rename outside pglobby, so `--fix`
+    // does not revoke access to it.
     Question {
         check: "foreign_grant",
         mend: "REVOKE it from the role; if the tenant's database was renamed, rename it back instead",
@@ -190,14 +190,14 @@ pub(super) async fn look(
     session: &HostSession,
     host: &str,
     central: &str,
-    patients: &[CheckedTenant],
+    tenants: &[CheckedTenant],
 ) -> Result<Vec<Finding>, AdminError> {
-    let column = |of: fn(&CheckedTenant) -> Option<&str>| patients.iter().map(of).collect::<Vec<_>>();
-    let tenants = column(|checked| Some(&checked.name));
+    let column = |of: fn(&CheckedTenant) -> Option<&str>| tenants.iter().map(of).collect::<Vec<_>>();
+    let names = column(|checked| Some(&checked.name));
     let databases = column(|checked| Some(&checked.database));
     let (writers, readers) =
         (column(|checked| Some(&checked.read_write)), column(|checked| checked.read_only.as_deref()));
-    let suspended: Vec<bool> = patients.iter().map(|checked| checked.suspended).collect();
+    let suspended: Vec<bool> = tenants.iter().map(|checked| checked.suspended).collect();
     let mut findings = Vec::new();
     for question in &QUESTIONS {
         let sql = format!("{TENANTS} {} ORDER BY 1, 2", question.sql);
@@ -205,7 +205,7 @@ pub(super) async fn look(
             .query(
                 format!("looking for {}", question.check),
                 &sql,
-                &[&tenants, &databases, &writers, &readers, &central, &suspended],
+                &[&names, &databases, &writers, &readers, &central, &suspended],
             )
             .await?;
         for row in rows {

@@ -141,7 +141,7 @@ async fn look(actor: &Actor, wanted: &[String]) -> Result<Report, AdminError> {
                 Finding::new(
                     "host_unreachable",
                     error.to_string(),
-                    "mend it and run the doctor again; its tenants were not examined",
+                    "fix it and run the doctor again; its tenants were not examined",
                 )
                 .on(host),
             ),

@@ -76,7 +76,7 @@ fn does_not_open(checked: &CheckedTenant, error: &SealError) -> Finding {
     // Not fixed automatically: a doctor with the wrong key ring would break every node that has the right
     // one.
     let mend = format!(
-        "if this is the key ring that your nodes use: pglobby tenant rotate {}; otherwise run the doctor with theirs",
+        "if this is the key ring that your nodes use: pglobby tenant rotate {}; otherwise run the doctor with the key ring of your nodes",
         shell_word(&checked.name)
     );
     Finding::new("credential_sealed", error.to_string(), &mend).of(&checked.name)

@@ -168,8 +168,8 @@ impl Collector {
             sums.entry(label(&named, tenant).to_owned()).or_default().memory += account.used() as u64;
         }
         for session in self.proxy.sessions.all() {
-            let Some(place) = session.place() else { continue };
-            let sum = sums.entry(label(&named, place.tenant.id).to_owned()).or_default();
+            let Some(tenant_access) = session.tenant_access() else { continue };
+            let sum = sums.entry(label(&named, tenant_access.tenant.id).to_owned()).or_default();
             sum.add_session(&session);
         }
         sums

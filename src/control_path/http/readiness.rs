@@ -54,10 +54,10 @@ impl Readiness {
 
     /// Why this node is not ready; `None`: it is ready.
     pub fn obstacle(&self) -> Option<String> {
-        let (door, directory) = (&self.proxy.connection_limits, &self.directory);
-        if door.is_closed() {
+        let (limits, directory) = (&self.proxy.connection_limits, &self.directory);
+        if limits.is_closed() {
             Some("draining".to_owned())
-        } else if door.sessions() >= self.proxy.config.load().limits.max_client_conn {
+        } else if limits.sessions() >= self.proxy.config.load().limits.max_client_conn {
             Some("full: max_client_conn is reached".to_owned())
         } else if !directory.is_current() && !directory.has_usable_entries() {
             // Otherwise the cache still serves logins.

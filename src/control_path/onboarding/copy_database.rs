@@ -77,8 +77,8 @@ impl Copy<'_> {
         let (schema, definitions) = Schema::look(programs, source, &self.origin).await?;
         self.define(work, &definitions).await.map_err(|error| {
             AdminError::Refused(format!(
-                "host {:?} does not let the tenant's role make all that the tenant has, and nothing of a tenant's is made \
-                 with the administrator's rights: {error}. Drop it on host {:?}, or make it part of an extension",
+                "host {:?} does not let the tenant's role create all objects of the tenant: {error}. pglobby creates \
+                 nothing of a tenant with the administrator's rights. Drop the object on host {:?}, or make it part of an extension",
                 work.admin.name, source.admin.name
             ))
         })?;

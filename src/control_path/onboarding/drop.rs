@@ -68,7 +68,7 @@ pub async fn drop_tenant(
     final_dump: Option<&Path>,
 ) -> Result<Dropped, AdminError> {
     let mut lock = TenantLock::take(actor, name).await?;
-    match move_tenant::settle(actor, &mut lock).await {
+    match move_tenant::finish_or_undo(actor, &mut lock).await {
         // What that move left on the hosts stays too.
         Err(error) if database == DropDatabase::Left => {
             tracing::warn!(tenant = name, %error, "unfinished move abandoned");

@@ -136,7 +136,7 @@ async fn try_to_move(actor: &Actor, name: &str, wanted: &MoveTenant) -> Result<M
     match put_back(actor, &mut lock, &mut operation).await {
         Ok(()) => Err(AdminError::Refused(format!("{error}. Tenant {name:?} stays where it is"))),
         Err(second) => Err(AdminError::Refused(format!(
-            "{error}. Undoing that failed as well ({second}); mend it and run the same command again"
+            "{error}. Undoing that failed as well ({second}); fix it and run the same command again"
         ))),
     }
 }
@@ -278,7 +278,7 @@ async fn switch(
 }
 
 /// Completes or undoes an interrupted move before another command on the tenant.
-pub(super) async fn settle(actor: &Actor, lock: &mut TenantLock) -> Result<(), AdminError> {
+pub(super) async fn finish_or_undo(actor: &Actor, lock: &mut TenantLock) -> Result<(), AdminError> {
     match Operation::left(lock, "move").await? {
         None => Ok(()),
         Some(operation) if operation.arguments["switched"] == true => {
@@ -291,7 +291,7 @@ pub(super) async fn settle(actor: &Actor, lock: &mut TenantLock) -> Result<(), A
 /// Resumes the tenant on the old host, then removes what was made on the new one.
 ///
 /// # Errors
-/// It has switched already: then the next run goes on. Or a host does not answer.
+/// [`AdminError`]: the tenant has switched already (the next run continues), or a host does not answer.
 async fn put_back(actor: &Actor, lock: &mut TenantLock, operation: &mut Operation) -> Result<(), AdminError> {
     // Reads the record, because a commit may have succeeded without its answer.
     if Operation::left(lock, "move").await?.is_some_and(|left| left.arguments["switched"] == true) {

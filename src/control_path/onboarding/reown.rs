@@ -20,7 +20,7 @@ own_schemas AS (
 owned (classid, objid, owner) AS (
     SELECT 'pg_namespace'::regclass, oid, nspowner FROM pg_catalog.pg_namespace
     WHERE oid IN (SELECT oid FROM own_schemas)
-      -- Which is what `grants` sees to: whose it is depends on the version.
+      -- `grants` handles schema public: its owner depends on the PostgreSQL version.
       AND nspname <> 'public'
     UNION ALL
     SELECT 'pg_class'::regclass, oid, relowner FROM pg_catalog.pg_class

@@ -33,10 +33,11 @@ use crate::{
 /// Number of successful repairs before pauses begin. A repair is short, and a developer who fixes a
 /// function tries again soon.
 const AT_ONCE: u32 = 5;
-/// Pause between two attempts for one tenant: the first, the longest, and the time without trouble after
-/// which it starts again at the first.
+/// Pause between two attempts for one tenant after the first failure.
 const PAUSE_FIRST: Duration = Duration::from_secs(5);
+/// Longest pause.
 const PAUSE_LAST: Duration = Duration::from_secs(600);
+/// After this time without trouble, pauses start again at [`PAUSE_FIRST`].
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
@@ -114,7 +115,7 @@ pub fn mending(context: AdminContext, metrics: Arc<Metrics>) -> RoleRepair {
         runtime.spawn(async move {
             let repaired = repair(&actor, &tenant, &trouble).await;
             let is_mended = matches!(repaired, Ok(true));
-            tell(&tenant, &trouble, &metrics, repaired);
+            log_repair(&tenant, &trouble, &metrics, repaired);
             locked(&turns).end(tenant.id, is_mended, Instant::now());
             drop(over);
         });
@@ -126,14 +127,19 @@ fn locked(turns: &Mutex<RepairLimits>) -> MutexGuard<'_, RepairLimits> {
     turns.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn tell(tenant: &Tenant, trouble: &IdentityTrouble, metrics: &Metrics, repaired: Result<bool, AdminError>) {
+fn log_repair(
+    tenant: &Tenant,
+    trouble: &IdentityTrouble,
+    metrics: &Metrics,
+    repaired: Result<bool, AdminError>,
+) {
     let name = &tenant.name;
     match repaired {
         Ok(true) => {
             metrics.roles_repaired(true);
             let event = match trouble.is_silent() {
-                true => "roles were put right: their settings were not those that pglobby gives them",
-                false => "roles were put right after their host had refused them",
+                true => "tenant roles repaired: their settings differed",
+                false => "tenant roles repaired: the host refused them",
             };
             info!(tenant = name, reason = %trouble.said, "{event}");
         }
@@ -186,7 +192,7 @@ mod tests {
             turns.0.remove(&2);
             turns.end(1, false, now);
             drop(over);
-            assert!(waits.has_changed().is_err(), "who waits is told");
+            assert!(waits.has_changed().is_err(), "waiters are notified");
             assert!(begins(&mut turns, 1, now + pause - Duration::from_millis(1)).is_none());
             now += pause;
             pause = (pause * 2).min(PAUSE_LAST);

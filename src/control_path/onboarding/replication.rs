@@ -285,7 +285,7 @@ impl<'a> Following<'a> {
     /// sequences.
     ///
     /// # Errors
-    /// [`Stopped::Unsuitable`] where the schema has changed meanwhile, or the last of it does not arrive in
+    /// [`Stopped::Unsuitable`] where the schema has changed meanwhile, or the last changes do not arrive within
     /// `patience`.
     pub async fn catch_up(&self, patience: Duration) -> Result<(), Stopped> {
         let now = async { self.last_bytes(patience).await };

@@ -87,7 +87,7 @@ pub(super) async fn refuse_hidden(source: &Source, origin: &HostSession) -> Resu
         None => Ok(()),
         Some(table) => Err(AdminError::Refused(format!(
             "policies of table {table} bind its owner, too (FORCE ROW LEVEL SECURITY), and hide rows from the administrator \
-             of host {:?}; move it with one who may bypass them (BYPASSRLS, or a superuser), or ALTER TABLE … NO FORCE",
+             of host {:?}; move it with an administrator that has BYPASSRLS, or ALTER TABLE … NO FORCE",
             source.admin.name
         ))),
     }
@@ -102,7 +102,7 @@ pub(super) async fn look(
 ) -> Result<(), Stopped> {
     if source.admin.tls_mode.verifies() {
         return Err(Stopped::Unsuitable(format!(
-            "host {:?} is to be reached with its certificate verified, and whether host {:?} can do so is not known",
+            "host {:?} must be reached with a verified certificate, and pglobby does not know whether host {:?} can do that",
             source.admin.name, target.name
         )));
     }

@@ -323,7 +323,7 @@ async fn undo_after(
             AdminError::Refused(format!("{error}. The old passwords are in use again"))
         }
         Err(second) => AdminError::Refused(format!(
-            "{error}. Going back to the old passwords failed as well ({second}); mend it and run `pglobby tenant rotate {}` \
+            "{error}. Going back to the old passwords failed as well ({second}); fix it and run `pglobby tenant rotate {}` \
              again, which makes new ones",
             shell_word(&lock.name)
         )),

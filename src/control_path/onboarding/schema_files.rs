@@ -19,7 +19,7 @@ pub const SCHEMA_FILE_BYTES_MAX: u64 = 64 << 20;
 /// A file and its text.
 #[derive(Debug, Clone)]
 pub struct SchemaFile {
-    /// As given.
+    /// The name as the caller wrote it.
     pub path: PathBuf,
     /// What is in it.
     pub sql: String,

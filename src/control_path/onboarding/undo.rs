@@ -123,8 +123,8 @@ pub(super) async fn drop_database(
     // A template cannot be dropped, and the owner may have set IS_TEMPLATE.
     session.run(&doing, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false IS_TEMPLATE false")).await?;
     match session.run(&doing, &format!("DROP DATABASE {name} WITH (FORCE)")).await {
-        // An administrator that may not end a superuser's session (such as autovacuum) can wait for it; the
-        // server does.
+        // The administrator may not end a superuser's session (such as autovacuum). DROP DATABASE without FORCE
+        // waits for it.
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             session.run(&doing, &format!("DROP DATABASE {name}")).await
         }

@@ -95,7 +95,7 @@ impl ClientMessages<'_, '_> {
     /// Whether pending replies may still change the statement that the client calls `name`.
     #[inline]
     fn may_change_meaning(&mut self, name: &[u8]) -> bool {
-        self.server.replies.is_doubtful(name) || (!name.is_empty() && self.server.replies.is_deallocating())
+        self.server.replies.may_change(name) || (!name.is_empty() && self.server.replies.is_deallocating())
     }
 
     #[inline]
@@ -146,16 +146,16 @@ impl ClientMessages<'_, '_> {
             return self.reject_over_limit(b'Q', limit);
         }
         self.end_unnamed();
-        let settled = self.server.replies.is_settled();
-        let alone = settled && self.server.replies.status() == b'I';
+        let status_known = self.server.replies.is_status_known();
+        let alone = status_known && self.server.replies.status() == b'I';
         let knew_settings = self.server.parsing(self.under).is_some();
         self.record(&side_effects, alone);
         self.discard_sequences_before_text(true);
         self.record_calls(body, None);
         self.server.record_resets(&side_effects, self.startup, None);
         if side_effects.inspects {
-            self.show_prepared_statements(settled);
-        } else if settled
+            self.show_prepared_statements(status_known);
+        } else if status_known
             && self.statements.has_any_in_sql()
             && self.server.checks.includes(StateChecks::PREPARED)
         {
@@ -164,7 +164,7 @@ impl ClientMessages<'_, '_> {
         if side_effects.names_statements {
             let sql = cstr(&mut { body }).unwrap_or_default();
             let knows_settings = self.server.parsing(self.under).is_some();
-            let settings = match settled && knew_settings == knows_settings {
+            let settings = match status_known && knew_settings == knows_settings {
                 true => ParsedUnder::ThisQuery,
                 false => ParsedUnder::ItsEnd,
             };
@@ -289,7 +289,7 @@ impl ClientMessages<'_, '_> {
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         if name.is_empty() {
-            if self.server.replies.is_unnamed_doubtful() {
+            if self.server.replies.unnamed_may_change() {
                 return AWAIT_REPLIES;
             }
             let inspects = self.statements.unnamed_side_effects().inspects;
@@ -376,7 +376,7 @@ impl ClientMessages<'_, '_> {
 
     fn describe(&mut self, bytes: &[u8]) -> Handled {
         let (kind, name) = kind_and_name(bytes)?;
-        if kind == b'S' && (self.may_change_meaning(name) || self.server.replies.is_unnamed_doubtful()) {
+        if kind == b'S' && (self.may_change_meaning(name) || self.server.replies.unnamed_may_change()) {
             return AWAIT_REPLIES;
         }
         match self.statements.get(name).cloned() {

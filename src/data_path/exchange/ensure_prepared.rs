@@ -188,15 +188,15 @@ impl ClientMessages<'_, '_> {
     }
 
     /// Called before the session reads the list of prepared statements: the server gets exactly the session's
-    /// own statements. Missing ones can be prepared only while no batch is open: `settled`.
+    /// own statements. Missing ones can be prepared only while no batch is open: `no_batch_open`.
     #[cold]
-    pub(super) fn show_prepared_statements(&mut self, settled: bool) {
+    pub(super) fn show_prepared_statements(&mut self, no_batch_open: bool) {
         self.statements.use_client_names(&self.rules.shared_statements);
         let ServerSide { replies, ours, .. } = &mut *self.server;
         ours.hide(replies, self.out.build());
         let mut preparer = self.server.preparer(self.under, self.startup);
         preparer.close_foreign_statements(self.statements, self.out.build());
-        if settled {
+        if no_batch_open {
             preparer.ensure_own(self.statements, false, self.out);
         }
     }

@@ -83,7 +83,8 @@ impl<'a> ParseContext<'a> {
         ["role"].into_iter().chain(applied.chain(self.checks.named()).filter(|name| name.contains('.')))
     }
 
-    /// Calls `parses`, between ENTER and LEAVE if the settings `matter` to the text. Returns its result.
+    /// Calls `parses`, which sends the text, and returns its result. If the settings `matter` to the text, sends
+    /// ENTER before it and LEAVE after it.
     pub fn parse_under(
         &self,
         those: &Arc<ParseSettings>,

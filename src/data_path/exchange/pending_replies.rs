@@ -23,7 +23,7 @@ use crate::{
     error::RequestError,
 };
 
-/// On whose behalf a request went to the server.
+/// Origin of a request: it decides which replies the client gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// The client sent it and gets the reply.
@@ -31,7 +31,7 @@ pub enum Origin {
     /// The proxy puts it in so that the client's next request works on this server. The client gets an error,
     /// and no other reply.
     Prepare,
-    /// The same in a batch of its own: the client gets neither reply nor error.
+    /// As `Prepare`, in a batch of its own: the client gets neither reply nor error.
     TryPrepare,
     /// The proxy's own request: the client gets no reply. An error closes both connections.
     Proxy,
@@ -86,7 +86,7 @@ pub enum Request {
 pub struct PendingReply {
     /// The request that it answers.
     pub request: Request,
-    /// On whose behalf.
+    /// Its origin.
     pub origin: Origin,
 }
 
@@ -300,7 +300,7 @@ impl ReplyTracker {
         }
     }
 
-    /// On whose behalf the request was that the next message answers; `None` when no reply is pending.
+    /// The origin of the request that the next message answers; `None` when no reply is pending.
     #[inline]
     pub fn origin(&self) -> Option<Origin> {
         self.pending.front().map(|reply| reply.origin)
@@ -340,7 +340,7 @@ impl ReplyTracker {
 
     /// Whether a batch before the client's present one may yet fail, and change what `name` means.
     #[inline]
-    pub fn is_doubtful(&self, name: &[u8]) -> bool {
+    pub fn may_change(&self, name: &[u8]) -> bool {
         self.unanswered.contains(Unanswered::NAMED_EARLIER) && self.may_mean_another(name)
     }
 
@@ -350,9 +350,10 @@ impl ReplyTracker {
         self.unanswered.contains(Unanswered::NAMED_EARLIER) && self.is_awaited()
     }
 
-    /// The same of the unnamed statement. A request behind its Parse in one batch is skipped with it.
+    /// As [`Self::may_change`], for the unnamed statement. If its Parse is skipped, later requests of the same
+    /// batch are skipped too.
     #[inline]
-    pub fn is_unnamed_doubtful(&self) -> bool {
+    pub fn unnamed_may_change(&self) -> bool {
         let unnamed = Unanswered::UNNAMED_IN_BATCH | Unanswered::UNNAMED_EARLIER;
         self.unanswered.intersection(unnamed) == Unanswered::UNNAMED_EARLIER && self.is_awaited()
     }
@@ -559,7 +560,7 @@ impl ReplyTracker {
 
     /// Whether the client's next query finds the present transaction status: all that is pending belongs to
     /// the proxy, in batches of its own.
-    pub fn is_settled(&self) -> bool {
+    pub fn is_status_known(&self) -> bool {
         let own = |reply: &PendingReply| matches!(reply.origin, Origin::Proxy | Origin::TryPrepare);
         !self.batch.lacks_sync() && self.pending.iter().all(own)
     }

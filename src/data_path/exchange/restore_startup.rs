@@ -75,7 +75,7 @@ impl ClientMessages<'_, '_> {
     /// Whether the message runs correctly without the restore, or cannot run after one.
     fn runs_without_restore(&mut self, tag: u8, mut body: &[u8], pending: &mut PendingRestore) -> bool {
         let replies = &self.server.replies;
-        let is_failed = replies.is_settled() && replies.status() == b'E';
+        let is_failed = replies.is_status_known() && replies.status() == b'E';
         if is_failed || replies.is_skipping() || replies.takes_copy_data() {
             return true;
         }

@@ -1,5 +1,5 @@
-//! A session that reads the list of prepared statements, or whose code does, sees exactly its own statements,
-//! by its own names. Pure.
+//! If a session, or a function that it calls, reads the list of prepared statements, the session sees exactly
+//! its own statements under its own names. Pure.
 
 use std::sync::Arc;
 

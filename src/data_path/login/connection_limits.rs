@@ -3,6 +3,8 @@
 //!
 //! If there is no room for a new connection, the oldest connection without a login of the address with the
 //! most of them is closed. So a few addresses with half-open connections cannot keep other clients out.
+//!
+//! A tenant's `max_clients` is in `pool/stats.rs`; `listener.rs` sends the error of a full process (53300).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -112,54 +114,55 @@ impl Held {
         while self.count >= limits.max_unauthenticated_conn
             || self.bytes + WAITING_BYTES > limits.unauthenticated_bytes_max
         {
-            let (largest, places) = self.by_origin.iter().max_by_key(|(_, places)| places.len())?;
-            if places.len() <= own {
+            let (largest, connections) =
+                self.by_origin.iter().max_by_key(|(_, connections)| connections.len())?;
+            if connections.len() <= own {
                 return None;
             }
-            let (largest, oldest) = (*largest, *places.first_key_value()?.0);
+            let (largest, oldest) = (*largest, *connections.first_key_value()?.0);
             self.leave(largest, oldest)?.leave.notify_one();
         }
         let (number, leave) = (self.next, Arc::new(Notify::new()));
         self.next += 1;
         self.count += 1;
         self.bytes += WAITING_BYTES;
-        let place = HeldConnection { bytes: WAITING_BYTES, leave: leave.clone() };
-        self.by_origin.entry(origin).or_default().insert(number, place);
+        let connection = HeldConnection { bytes: WAITING_BYTES, leave: leave.clone() };
+        self.by_origin.entry(origin).or_default().insert(number, connection);
         Some((number, leave))
     }
 
     /// Charges the memory of a login. Other connections are closed if it exceeds the limit.
     fn begin_login(&mut self, origin: ClientNetwork, number: u64, limits: &Limits) {
-        let place = self.by_origin.get_mut(&origin).and_then(|places| places.get_mut(&number));
-        let Some(place) = place else { return };
-        self.bytes += WAITING_BYTES + LOGIN_BYTES - place.bytes;
-        place.bytes = WAITING_BYTES + LOGIN_BYTES;
+        let connection = self.by_origin.get_mut(&origin).and_then(|connections| connections.get_mut(&number));
+        let Some(connection) = connection else { return };
+        self.bytes += WAITING_BYTES + LOGIN_BYTES - connection.bytes;
+        connection.bytes = WAITING_BYTES + LOGIN_BYTES;
         while self.bytes > limits.unauthenticated_bytes_max {
-            let sizes = self.by_origin.iter().map(|(origin, places)| {
-                let others = places.iter().filter(|(other, _)| **other != number);
+            let sizes = self.by_origin.iter().map(|(origin, connections)| {
+                let others = connections.iter().filter(|(other, _)| **other != number);
                 (
                     *origin,
-                    others.clone().map(|(_, place)| place.bytes).sum::<usize>(),
+                    others.clone().map(|(_, connection)| connection.bytes).sum::<usize>(),
                     others.map(|(other, _)| *other).next(),
                 )
             });
             let largest = sizes.max_by_key(|(_, bytes, _)| *bytes);
             let Some((largest, _, Some(oldest))) = largest else { return };
-            let Some(place) = self.leave(largest, oldest) else { return };
-            place.leave.notify_one();
+            let Some(connection) = self.leave(largest, oldest) else { return };
+            connection.leave.notify_one();
         }
     }
 
     /// Removes a connection; `None` if it was removed before.
     fn leave(&mut self, origin: ClientNetwork, number: u64) -> Option<HeldConnection> {
-        let places = self.by_origin.get_mut(&origin)?;
-        let place = places.remove(&number)?;
-        if places.is_empty() {
+        let connections = self.by_origin.get_mut(&origin)?;
+        let connection = connections.remove(&number)?;
+        if connections.is_empty() {
             self.by_origin.remove(&origin);
         }
         self.count -= 1;
-        self.bytes -= place.bytes;
-        Some(place)
+        self.bytes -= connection.bytes;
+        Some(connection)
     }
 }
 
@@ -379,11 +382,11 @@ mod tests {
                     _ => drop(here.swap_remove(which.index(here.len()))),
                 }
                 let held = locked(&clients.held);
-                let places = || held.by_origin.values().flat_map(BTreeMap::values);
-                prop_assert_eq!(held.count, places().count());
-                prop_assert_eq!(held.bytes, places().map(|place| place.bytes).sum::<usize>());
+                let connections = || held.by_origin.values().flat_map(BTreeMap::values);
+                prop_assert_eq!(held.count, connections().count());
+                prop_assert_eq!(held.bytes, connections().map(|connection| connection.bytes).sum::<usize>());
                 prop_assert!(held.count <= 12 && held.bytes <= limits.unauthenticated_bytes_max);
-                prop_assert!(held.by_origin.values().all(|places| (1..=6).contains(&places.len())));
+                prop_assert!(held.by_origin.values().all(|connections| (1..=6).contains(&connections.len())));
             }
             drop(here);
             prop_assert_eq!((clients.count(), locked(&clients.held).bytes), (0, 0));

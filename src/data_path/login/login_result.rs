@@ -16,7 +16,7 @@ use crate::{data_path::tenant::Login, error::ClientError};
 
 /// Returns the result of a login when the client may receive it. Errors: the error of the login;
 /// [`ClientError::TooManyFailedLogins`] if the delay would be too long, for right passwords too.
-pub async fn answer(
+pub async fn log_and_delay(
     packet: &StartupPacket,
     names: &LookedUp,
     result: Result<(Arc<Login>, Route), LoginError>,

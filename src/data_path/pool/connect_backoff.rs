@@ -12,7 +12,7 @@ use crate::error::ClientError;
 
 /// The pause after the first failure; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
-/// Where the next attempt is further away, a waiting session gets the last error at once.
+/// If the next attempt is later than this, a waiting session gets the last error at once.
 pub const ERROR_WITHIN: Duration = Duration::from_secs(1);
 /// The same error is logged as a warning again after this time.
 const LOGGED_AGAIN: Duration = Duration::from_secs(10);

@@ -6,9 +6,9 @@
 //! pool is closed for it. While the queue is not empty, a pool closes a server that comes back after [`HOLD`]
 //! instead of keeping it.
 //!
-//! When a host refuses connections as full (others use it as well, or it has no budget), its budget is for
-//! [`FULL_FOR`] what is open then, less a few: so idle tenants lock out neither the next tenant nor an
-//! operator.
+//! When a host refuses connections as full (others use it as well, or it has no budget), its budget is reduced
+//! for [`FULL_FOR`] to slightly below the number open at that time. This leaves connections for other tenants
+//! and for operators.
 
 use std::{
     collections::VecDeque,

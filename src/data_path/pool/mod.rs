@@ -38,7 +38,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::pinned_sessions::Pinned;
 pub use self::pooled_server::PooledServer;
-pub use self::stats::Present;
+pub use self::stats::SessionCount;
 pub use self::tenant_pools::{BeforeFirstPool, RoleRepair, TenantLookup, TenantPools};
 use self::{
     connector::Connector,
@@ -142,7 +142,7 @@ pub struct Pool {
     /// Which of the tenant's roles its servers are logged in as.
     pub access: Access,
     /// Shared by its sessions in the registry.
-    pub place: Arc<TenantAccess>,
+    pub tenant_access: Arc<TenantAccess>,
     /// A change of these makes a new pool.
     pub rules: PoolRules,
     /// The worker whose reactor has all its servers.

@@ -11,7 +11,7 @@
 //!
 //! A mark is a NOTIFY of ours that both connections receive. PostgreSQL sends notifications to all listeners
 //! in one order. So those before the mark are taken from one connection, those after it from the other, and
-//! none twice or never. The connection and its task are in `listener_connection.rs`. When it is lost, the
+//! each exactly once. The connection and its task are in `listener_connection.rs`. When it is lost, the
 //! sessions that subscribed are ended.
 
 use std::{

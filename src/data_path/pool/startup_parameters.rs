@@ -220,7 +220,7 @@ impl Pool {
                     }
                 }
                 Err(error) => {
-                    warn!(tenant = self.tenant.name, side = "server", %error, "idle server lost")
+                    warn!(tenant = self.tenant.name, side = "server", %error, "server lost while asked for startup parameters")
                 }
             }
         }
@@ -247,7 +247,7 @@ impl Pool {
                 Ok(true) => return status_from(&pool, server, beside, asked).await,
                 Ok(false) => pool = pool.current().ok_or(ClientError::AdminShutdown)?,
                 Err(error) => {
-                    warn!(tenant = self.tenant.name, side = "server", %error, "idle server lost")
+                    warn!(tenant = self.tenant.name, side = "server", %error, "server lost while asked for startup parameters")
                 }
             }
         }
@@ -263,7 +263,7 @@ impl Pool {
             info!(
                 tenant = self.tenant.name,
                 host = self.tenant.host.name,
-                "servers report other parameters than before"
+                "reported parameters changed on the host"
             );
             server.changes_seen = self.status_cache.changes.fetch_add(1, Ordering::Relaxed) + 1;
         }

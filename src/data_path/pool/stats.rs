@@ -59,9 +59,9 @@ pub struct PoolStats {
 
 /// A session of a pool, counted as long as this lives.
 #[derive(Debug)]
-pub struct Present(Arc<PoolStats>);
+pub struct SessionCount(Arc<PoolStats>);
 
-impl Drop for Present {
+impl Drop for SessionCount {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, AcqRel);
         self.0.sessions_of_tenant.fetch_sub(1, AcqRel);
@@ -71,14 +71,14 @@ impl Drop for Present {
 impl PoolStats {
     /// Counts a session as long as the result lives, also when its pool is replaced meanwhile; `None`: the
     /// tenant has `limit` sessions (0: no limit).
-    pub fn enter(self: &Arc<Self>, limit: usize) -> Option<Present> {
+    pub fn enter(self: &Arc<Self>, limit: usize) -> Option<SessionCount> {
         let of_tenant = &self.sessions_of_tenant;
         let counted = of_tenant.fetch_update(AcqRel, Acquire, |sessions| {
             (limit == 0 || sessions < limit).then_some(sessions + 1)
         });
         counted.ok()?;
         self.sessions.fetch_add(1, AcqRel);
-        Some(Present(self.clone()))
+        Some(SessionCount(self.clone()))
     }
 
     /// Adds the named statements of a transaction; most have none.

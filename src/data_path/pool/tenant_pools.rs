@@ -201,7 +201,7 @@ impl TenantPools {
                 retired: AtomicBool::default(),
                 successor: OnceLock::new(),
             },
-            place: Arc::new(TenantAccess { tenant: tenant.clone(), access }),
+            tenant_access: Arc::new(TenantAccess { tenant: tenant.clone(), access }),
             functions,
             stats,
             tenant,

@@ -7,8 +7,10 @@
 //! ```
 //!
 //! Both decisions, to make a server idle and to let a session wait, are taken under one lock. Taking an idle
-//! server needs no lock here: it cannot leave a session waiting beside an idle server. Waiting sessions have
-//! no timer of their own; one task per pool watches all of them.
+//! server needs no lock here: it cannot leave a session waiting beside an idle server.
+//!
+//! A wait ends with an error after `query_wait_timeout`. Waiting sessions have no timer of their own; one task
+//! per pool watches all of them.
 
 use std::{
     collections::VecDeque,
@@ -51,7 +53,7 @@ pub struct WaitQueue<S> {
 struct State<S> {
     /// While true, no server is lent or becomes idle.
     paused: bool,
-    /// The same for ever, and no session may wait.
+    /// As `paused`, but for ever: sessions get an error and do not wait.
     closed: bool,
     next_number: u64,
     waiting: VecDeque<Waiter>,

@@ -61,8 +61,9 @@ pub fn has_fixed_description(sql: &[u8]) -> bool {
     matches!(found.next().map(|statement| statement.kind), Some(Kind::Query)) && found.next().is_none()
 }
 
-/// Returns whether the meaning of a text is determined at Parse rather than at execution. Restoring settings
-/// before other statements could fail: some must be the first of a transaction or run in a failed one.
+/// Returns whether the meaning of a text is determined at Parse rather than at execution. Other
+/// statements return false: setting parameters before them could fail, because some must come first in a
+/// transaction or run in a failed one.
 pub fn has_fixed_meaning(sql: &[u8]) -> bool {
     statements(sql, Lexing::default()).next().is_some_and(|statement| match statement.kind {
         Kind::Query

@@ -32,7 +32,7 @@ impl PrepareEffects {
         self.effects.iter().filter_map(PrepareEffect::prepares).map(|named| &named.statement)
     }
 
-    /// Assumes that each PREPARE succeeds whose name the client does not use yet.
+    /// Assumes that a PREPARE succeeds if the client does not use the name yet.
     pub fn expect(&self, client: &mut ClientStatements, server: &mut ServerStatements) {
         for named in self.effects.iter().filter_map(PrepareEffect::prepares) {
             server.expected(&named.statement);

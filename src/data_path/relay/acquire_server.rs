@@ -106,10 +106,10 @@ impl Relay {
                 replies.clear();
             }
             if self.session.switcher.is_some()
-                && let Some(led) = self.answer_locally(&mut inbox)
+                && let Some(step) = self.answer_locally(&mut inbox)
             {
                 self.session.inbox = inbox;
-                return led;
+                return step;
             }
             let linked = match self.link(&inbox) {
                 Err(step) => return Some(step),

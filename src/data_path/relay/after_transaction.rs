@@ -1,5 +1,5 @@
-//! After a transaction that may have left something in its session, the server is asked what that is, before
-//! it may go back to the pool.
+//! After a transaction that may have left state in its session, the proxy asks the server for that state before
+//! the server returns to the pool.
 //!
 //! The client's ReadyForQuery waits for the answer: changed parameters are reported in front of it, as
 //! PostgreSQL does. Where only the database's functions are to be loaded or checked, the client has its reply
@@ -27,14 +27,14 @@ use crate::{
 impl Relay {
     /// Does the pending checks, and gives the server back if no pin is left.
     pub(super) async fn after_transaction(&mut self) -> Result<(), SessionEnd> {
-        let settled = self.run_checks().await;
-        if settled.is_err()
+        let checked = self.run_checks().await;
+        if checked.is_err()
             && let Some(server) = self.server.as_mut()
         {
             // The state of the server's session is unknown: it cannot be undone.
             server.side.replies.set_pins(Pins::all());
         }
-        settled?;
+        checked?;
         match self.after_reply(Instant::now()) {
             Some(Step::End(end)) => Err(end),
             _ => Ok(()),
@@ -64,12 +64,12 @@ impl Relay {
             self.unshare(checks.take_prepared_under_unknown());
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let news = checks.pins(failed);
+        let new_pins = checks.pins(failed);
         let before = server.side.replies.pins();
-        let mut pins = server.side.sequences.after_transaction(before, news);
-        pins.insert(news);
+        let mut pins = server.side.sequences.after_transaction(before, new_pins);
+        pins.insert(new_pins);
         server.side.unknown_settings &= failed || !checks.resets;
-        server.side.unknown_settings |= news.contains(Pins::SETTINGS);
+        server.side.unknown_settings |= new_pins.contains(Pins::SETTINGS);
         if pins.contains(Pins::SETTINGS) && checks.decides_on_settings() {
             pins.set(Pins::SETTINGS, server.side.unknown_settings);
         }
@@ -77,16 +77,17 @@ impl Relay {
             if failed {
                 checks.failed();
             }
-            let tidied = checks.after_driver_reset(&self.session.side.wanted, &self.session.side.startup);
-            match tidied.filter(|_| !failed && pins.is_empty() && self.listening.is_none()) {
-                Some(settled) => self.keep_settings(settled, &mut pins).await?,
+            let after_reset =
+                checks.after_driver_reset(&self.session.side.wanted, &self.session.side.startup);
+            match after_reset.filter(|_| !failed && pins.is_empty() && self.listening.is_none()) {
+                Some(checked) => self.keep_settings(checked, &mut pins).await?,
                 None => match self.ask(&checks, &mut pins).await {
-                    Ok(mut settled) => {
-                        let channels = settled.channels.take();
-                        checks.set_parsed_settings(&self.session.side.wanted, &settled.wanted);
-                        self.keep_settings(settled, &mut pins).await?;
+                    Ok(mut checked) => {
+                        let channels = checked.channels.take();
+                        checks.set_parsed_settings(&self.session.side.wanted, &checked.wanted);
+                        self.keep_settings(checked, &mut pins).await?;
                         if let Some(channels) = channels {
-                            self.hear(channels, &mut pins).await?;
+                            self.subscribe(channels, &mut pins).await?;
                         }
                         self.check_tenant_parameter(&checks).await?;
                     }
@@ -98,7 +99,7 @@ impl Relay {
                             connection = self.session.handle.process_id,
                             side = "server",
                             %error,
-                            "the server does not tell the session's settings: the session keeps it"
+                            "cannot read the session's settings from the server; session pinned"
                         );
                         pins.insert(Pins::SETTINGS);
                     }
@@ -128,10 +129,10 @@ impl Relay {
     }
 
     /// Functions had changed the settings of these statements: they become the session's own.
-    fn unshare(&mut self, misprepared: Vec<Arc<Statement>>) {
+    fn unshare(&mut self, statements: Vec<Arc<Statement>>) {
         let Some(server) = self.server.as_mut() else { return };
         let table = self.session.side.rules().shared_statements.clone();
-        for statement in misprepared {
+        for statement in statements {
             server.side.statements.failed(&statement);
             self.session.side.statements.unshare(&statement, &table);
         }
@@ -146,8 +147,8 @@ impl Relay {
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
         let rows = server.ask(sql, &[]).await?;
-        let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
-        let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
+        let value = rows.into_iter().flatten().next().flatten().unwrap_or_default();
+        let is_here = value.is_empty() || value == self.pool.tenant.name.as_bytes();
         if is_here { Ok(()) } else { Err(SessionEnd::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
     }
 
@@ -196,22 +197,22 @@ impl Relay {
             [Some(kind), Some(name), ..] if kind == b"m" => Some(&**name),
             _ => None,
         });
-        let settled = checks.answered(&rows, wanted, startup, pins);
+        let checked = checks.answered(&rows, wanted, startup, pins);
         server.side.deallocated_by_code(&missing.collect::<Vec<_>>(), &mut self.session.side);
         if checks.includes(StateChecks::DBLINK) {
             pins.set(Pins::DBLINK, keeps_dblink(server).await?);
         }
         self.pass_notifications();
-        Ok(settled)
+        Ok(checked)
     }
 
     /// Keeps the session's settings. A reported parameter that the client has reset gets its startup value at
     /// once, and the client gets its ParameterStatus, as from PostgreSQL.
     ///
     /// Settings beyond the limit stay on their server, which is pinned then.
-    async fn keep_settings(&mut self, settled: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
+    async fn keep_settings(&mut self, checked: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let CheckedState { wanted, mut applied, channels: _ } = settled;
+        let CheckedState { wanted, mut applied, channels: _ } = checked;
         if wanted != applied {
             restore(server, &wanted, &mut applied).await?;
         }
@@ -234,8 +235,8 @@ impl Relay {
     }
 }
 
-/// Whether named connections of dblink are open. The extension's own function tells that; only a superuser
-/// can create it, in any schema.
+/// Whether named dblink connections are open, asked from the extension's own function; only a superuser can
+/// create it, in any schema.
 async fn keeps_dblink(server: &mut Server) -> Result<bool, AskError> {
     const WHERE: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_proc AS p \
         JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace \

@@ -1,6 +1,9 @@
 //! Passes a cancel request on to the server that the session holds at that moment, if any.
 //!
-//! Only the session's own task knows its server, so that task sends the request. Until the server has settled
+//! On its way here the request's key finds the session (`sessions/registry.rs`), on this node or another one
+//! (`control_path/central/cluster_cancel.rs`).
+//!
+//! Only the session's own task knows its server, so that task sends the request. Until the server is complete
 //! it, the server serves no other session, and the client's cancel connection stays open, as PostgreSQL keeps
 //! it.
 
@@ -18,7 +21,7 @@ use crate::data_path::{
 impl Relay {
     /// Cancels the client's request that its server works on. Does nothing while no request runs, or while
     /// the server works on a request of the proxy, whose failure would end the session. Drops `waiting` when
-    /// the cancel has settled.
+    /// the cancel is complete.
     pub(super) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
         let Some(server) = self.server.as_ref() else { return };
         if server.side.replies.origin().is_none_or(|origin| !origin.is_for_client()) {
@@ -27,12 +30,12 @@ impl Relay {
         let Some(under_way) = self.pool.begin_cancel() else {
             return debug!(tenant = self.pool.tenant.name, "cancel dropped: cancels_max are under way");
         };
-        let (settled, cancelling) = oneshot::channel();
+        let (done, cancelling) = oneshot::channel();
         let before = self.cancelling.replace(cancelling);
         let key = Key::of(server);
         let pool = self.pool.clone();
         tokio::spawn(async move {
-            let _settled = (settled, waiting, under_way);
+            let _done = (done, waiting, under_way);
             if let Some(before) = before {
                 let _ = before.await;
             }
@@ -41,7 +44,7 @@ impl Relay {
     }
 }
 
-/// Cancels the request that a server works on, and waits until the cancel has settled.
+/// Cancels the request that a server works on, and waits until the cancel is complete.
 pub async fn send(pool: &Pool, server: &Server) {
     Key::of(server).send(pool).await;
 }

@@ -30,7 +30,7 @@ impl Relay {
     /// Goes on with the pool that has replaced a retired one.
     pub(super) fn follow_successor(&mut self) -> Result<(), SessionEnd> {
         self.pool = self.pool.current().ok_or(ClientError::AdminShutdown)?;
-        self.session.side.set_tenant_access(self.pool.place.clone());
+        self.session.side.set_tenant_access(self.pool.tenant_access.clone());
         self.session.side.start_settings.pool_replaced();
         Ok(())
     }
@@ -105,7 +105,7 @@ impl Relay {
         };
         inbox.drain(..used);
         self.session.unsent.push(&replies);
-        let led = match next {
+        let step = match next {
             LocalStep::Server if switcher.is_new => Some(Some(Step::AcquireServer)),
             LocalStep::Server => None,
             LocalStep::Waits => Some(None),
@@ -121,7 +121,7 @@ impl Relay {
             }
         };
         self.drop_idle_switcher();
-        led
+        step
     }
 
     /// Does the switcher's work, and goes on with the inbox. Returns the target of a change.
@@ -259,16 +259,16 @@ impl Relay {
     /// unless they are known to work. `false`: the statement has been refused.
     pub(super) async fn try_settings(&mut self) -> Result<bool, SessionEnd> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
-            self.session.side.set_tenant_access(pool.place.clone());
+            self.session.side.set_tenant_access(pool.tenant_access.clone());
             self.pool = pool;
         }
         let pool = self.pool.clone();
         let wanted = Settings::clone(&self.session.side.wanted);
-        let greeted = tokio::select! {
-            greeted = pool.startup_status(wanted, self.session.query_wait) => greeted,
+        let status = tokio::select! {
+            status = pool.startup_status(wanted, self.session.query_wait) => status,
             interrupted = self.interrupted() => Err(interrupted?),
         };
-        match greeted {
+        match status {
             Ok(status) => {
                 let Some(switcher) = self.session.switcher.as_mut() else { return Ok(true) };
                 switcher.is_new = false;
@@ -303,7 +303,7 @@ impl Relay {
         drop(self.session.handle.take_notifications());
         target.receive(&mut self.session.side);
         if let Some(switcher) = self.session.switcher.as_mut() {
-            switcher.arrive();
+            switcher.tenant_entered();
         }
         if let Some(server) = self.server.take() {
             self.session.handle.server_process_id.store(0, Ordering::Relaxed);
@@ -316,7 +316,7 @@ impl Relay {
 
 /// Serves a session to its end, at one tenant after the other. Runs on the worker of the present tenant; `at`
 /// is its number, `None` without a tenant.
-pub async fn run_session(mut next: SessionTransfer, permit: ConnectionPermit, at: Option<usize>) {
+pub async fn run_after_tenant_change(mut next: SessionTransfer, permit: ConnectionPermit, at: Option<usize>) {
     loop {
         let (mut session, target) = *next;
         let worker = match &target {
@@ -330,31 +330,31 @@ pub async fn run_session(mut next: SessionTransfer, permit: ConnectionPermit, at
             }
             return move_to(&worker, Box::new((session, target)), permit);
         }
-        let gone = match target {
+        let transfer = match target {
             SwitchTarget::Tenant(pool, present) => {
-                let gone = Box::new(Relay::new(session, pool)).run().await;
+                let transfer = Box::new(Relay::new(session, pool)).run().await;
                 drop(present);
-                gone
+                transfer
             }
             SwitchTarget::NoTenant => {
                 session.handle.enter(None);
                 no_tenant::run(session).await
             }
         };
-        match gone {
+        match transfer {
             Some(transfer) => next = transfer,
             None => return,
         }
     }
 }
 
-/// Goes on with [`run_session`] on another worker.
+/// Goes on with [`run_after_tenant_change`] on another worker.
 fn move_to(worker: &Arc<Worker>, mut next: SessionTransfer, permit: ConnectionPermit) {
     let index = worker.index;
     worker.spawn(async move {
         if let Err(error) = next.0.client.attach() {
             return warn!(side = "client", %error, "session lost: it cannot be moved to its worker");
         }
-        run_session(next, permit, Some(index)).await;
+        run_after_tenant_change(next, permit, Some(index)).await;
     });
 }

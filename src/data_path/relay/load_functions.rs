@@ -48,7 +48,7 @@ pub async fn load_functions(
         } else if bytes > bytes_max {
             tracing::warn!(
                 bytes,
-                "functions exceed functions_inspect_max: the server is asked after every transaction"
+                "functions exceed functions_inspect_max; state is checked after every transaction"
             );
             loading.loaded(EffectsByName::unknown(), fingerprint, counts);
         } else {
@@ -59,7 +59,7 @@ pub async fn load_functions(
                 Ok(known) => loading.loaded(known.charged(reader.charge, memory), fingerprint, counts),
                 Err(AskError::Refused(error)) if error.is_too_long() => {
                     tracing::warn!(
-                        "functions exceed the memory limit: the server is asked after every transaction"
+                        "functions exceed the memory limit; state is checked after every transaction"
                     );
                     // Tried again at the next check for changes.
                     loading.loaded(EffectsByName::unknown(), String::new(), String::new());

@@ -83,7 +83,7 @@ pub struct Relay {
     reply_wait: ReplyWait,
     /// The channels that it listens to.
     listening: Option<Listening>,
-    /// A cancel request under way: until the server has settled it, the server serves no other session.
+    /// A cancel request under way: until the server has completed it, the server serves no other session.
     cancelling: Option<oneshot::Receiver<()>>,
     /// Its entry in the pool's list of pinned sessions.
     pinned: Option<Pinned>,
@@ -233,7 +233,7 @@ impl Relay {
         let (handle, pool, itself) = (&self.session.handle, &self.pool, Cell::new(false));
         let send = |number, signal| {
             itself.set(itself.get() || (number, signal) == (handle.process_id, BackendSignal::Terminate));
-            handle.send(signal, number, &pool.place)
+            handle.send(signal, number, &pool.tenant_access)
         };
         let events = match server.side.take(chunk, &mut self.session.side, &mut out, &send) {
             Ok(events) => events,

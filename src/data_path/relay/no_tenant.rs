@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::{
     change_tenant::SessionTransfer,
     client_session::ClientSession,
-    session_end::{SessionEnd, log_end, say_goodbye},
+    session_end::{SessionEnd, flush_and_close, log_end},
 };
 use crate::{
     data_path::{
@@ -37,7 +37,7 @@ pub(super) async fn run(mut session: ClientSession) -> Option<SessionTransfer> {
     loop {
         match Box::pin(attend(&mut session, &mut switcher)).await {
             Ok(Some(target)) => {
-                switcher.arrive();
+                switcher.tenant_entered();
                 session.side.set_current_tenant(switcher.current_tenant());
                 target.receive(&mut session.side);
                 session.switcher = Some(switcher);
@@ -162,6 +162,6 @@ async fn leave(mut session: ClientSession, end: SessionEnd) {
         session.unsent.push(&bytes);
     }
     if !matches!(end, SessionEnd::ClientLost(_) | SessionEnd::Terminated) {
-        say_goodbye(session.client, session.unsent).await;
+        flush_and_close(session.client, session.unsent).await;
     }
 }

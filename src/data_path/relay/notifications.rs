@@ -67,7 +67,7 @@ impl Relay {
 
     /// The session listens to these channels from now on: the shared listener takes over. Where it cannot,
     /// the server stays pinned to the session.
-    pub(super) async fn hear(&mut self, channels: Channels, pins: &mut Pins) -> Result<(), SessionEnd> {
+    pub(super) async fn subscribe(&mut self, channels: Channels, pins: &mut Pins) -> Result<(), SessionEnd> {
         let before = self.listening.as_ref().map(|listening| &*listening.channels);
         if before.unwrap_or(&Channels::default()) == &channels {
             pins.remove(Pins::LISTEN);
@@ -86,7 +86,7 @@ impl Relay {
                 login = self.session.handle.login.name,
                 connection = self.session.handle.process_id,
                 %reason,
-                "shared listener refuses a session: it keeps its server"
+                "shared listener cannot serve this session; session pinned"
             );
             if self.pool.current().is_none_or(|pool| pool.is_paused()) {
                 return Err(ClientError::ListenerPaused.into());
@@ -144,13 +144,13 @@ impl Relay {
         done.await.map_err(|_| ListenerLost)?;
         let notified = std::mem::take(&mut server.notified);
         let (before, behind) = around_mark(&notified, &mark);
-        let hearing = &mut server.side.notifications;
+        let notifications = &mut server.side.notifications;
         let mut bytes = Vec::new();
-        hearing.filter_all(before, &mut bytes);
-        bytes.extend(hearing.restore_own(&self.session.handle.take_notifications()));
-        hearing.channels = Some(channels.clone()).filter(|channels| !channels.is_empty());
-        hearing.filter_all(behind, &mut bytes);
-        self.tell(&bytes);
+        notifications.filter_all(before, &mut bytes);
+        bytes.extend(notifications.restore_own(&self.session.handle.take_notifications()));
+        notifications.channels = Some(channels.clone()).filter(|channels| !channels.is_empty());
+        notifications.filter_all(behind, &mut bytes);
+        self.insert_messages(&bytes);
         Ok(())
     }
 
@@ -161,11 +161,11 @@ impl Relay {
         let notified = std::mem::take(&mut server.notified);
         let mut bytes = Vec::new();
         server.side.notifications.filter_all(&notified, &mut bytes);
-        self.tell(&bytes);
+        self.insert_messages(&bytes);
     }
 
     /// Sends notifications and ParameterStatus messages: in front of a held reply's ReadyForQuery.
-    pub(super) fn tell(&mut self, messages: &[u8]) {
+    pub(super) fn insert_messages(&mut self, messages: &[u8]) {
         match self.held_reply.strip_suffix(READY).map(<[u8]>::len) {
             Some(end) => drop(self.held_reply.splice(end..end, messages.iter().copied())),
             None if self.held_reply.is_empty() => self.session.unsent.push(messages),
@@ -182,11 +182,11 @@ impl Relay {
             // A shared listener that is lost has ended this session already.
             let _ = listening.subscription.caught_up().await;
         }
-        let mut news = server.side.notifications.restore_own(&self.session.handle.take_notifications());
+        let mut messages = server.side.notifications.restore_own(&self.session.handle.take_notifications());
         if server.side.reported != *self.session.side.sent_parameters {
-            server.side.reported.write_changes(&mut self.session.side.sent_parameters, &mut news);
+            server.side.reported.write_changes(&mut self.session.side.sent_parameters, &mut messages);
         }
-        self.tell(&news);
+        self.insert_messages(&messages);
         self.session.unsent.push(&std::mem::take(&mut self.held_reply));
         let written =
             poll_fn(|cx| Poll::Ready(self.session.unsent.drain(&mut self.session.client, cx))).await;

@@ -11,7 +11,7 @@ use crate::data_path::{
 };
 
 impl Relay {
-    /// The one place where a server goes back: a ReadyForQuery is sent, or a cancel has settled.
+    /// The one place where a server goes back: a ReadyForQuery is sent, or a cancel is complete.
     #[inline]
     pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
         let server = self.server.as_mut()?;

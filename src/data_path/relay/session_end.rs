@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How long a client may take to read the last message.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a session ends. `Display` is for the log.
 #[derive(Debug, thiserror::Error)]
@@ -165,7 +165,7 @@ pub(super) fn log_end(
 impl Relay {
     /// Tells the client why, closes its connection, and cleans or closes the server.
     pub(super) async fn end(mut self, end: SessionEnd) {
-        let last_words = match &end {
+        let final_error = match &end {
             SessionEnd::Refused(client_error) => Some(ClientError::clone(client_error)),
             SessionEnd::ServerLost(_) if self.is_committing() => Some(ClientError::OutcomeUnknown),
             SessionEnd::ServerLost(_) => Some(ClientError::ServerLost),
@@ -200,7 +200,7 @@ impl Relay {
         self.listening = None;
         self.session.unsent.push(&std::mem::take(&mut self.held_reply));
         let mut bytes = Vec::new();
-        if let Some(client_error) = last_words.filter(|_| in_step) {
+        if let Some(client_error) = final_error.filter(|_| in_step) {
             client_error.write(Severity::Fatal, &mut bytes);
         }
         if !matches!(end, SessionEnd::ClientLost(_) | SessionEnd::Terminated) {
@@ -208,7 +208,7 @@ impl Relay {
             // The session is not listed any more, though its client may take its time to read.
             let ClientSession { client, unsent, handle, .. } = self.session;
             drop(handle);
-            say_goodbye(client, unsent).await;
+            flush_and_close(client, unsent).await;
         }
     }
 
@@ -240,12 +240,12 @@ impl Relay {
             connection = self.session.handle.process_id,
             side = "server",
             cause = %broken,
-            "closing both connections"
+            "protocol error; both connections closed"
         );
         match broken {
             ExchangeError::RejectedRequest(ServerError { sqlstate, mut message }) => {
                 if !sqlstate.starts_with("57P") {
-                    message.insert_str(0, "what the session has set cannot be set on another server: ");
+                    message.insert_str(0, "cannot restore the session's settings on another server: ");
                 }
                 SessionEnd::Refused(ClientError::Server { sqlstate, message }.into())
             }
@@ -299,7 +299,7 @@ async fn terminate(server: &mut Server) {
     if !server.takes_message() {
         return;
     }
-    let _ = tokio::time::timeout(LAST_WORDS, server.stream.write_all(&[b'X', 0, 0, 0, 4])).await;
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, server.stream.write_all(&[b'X', 0, 0, 0, 4])).await;
 }
 
 /// Reads the replies that a client no longer wants. `false`: the server must be closed. A server that waits
@@ -342,8 +342,8 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
 
 /// Writes the unsent bytes and closes, so that the client reads all of them: closing a socket with unread
 /// input would reset the connection.
-pub async fn say_goodbye(mut client: Stream, mut unsent: Unsent) {
-    let goodbye = async {
+pub async fn flush_and_close(mut client: Stream, mut unsent: Unsent) {
+    let close = async {
         std::future::poll_fn(|cx| match unsent.drain(&mut client, cx) {
             Ok(false) => std::task::Poll::Pending,
             Ok(true) | Err(_) => std::task::Poll::Ready(()),
@@ -354,5 +354,5 @@ pub async fn say_goodbye(mut client: Stream, mut unsent: Unsent) {
         while client.read(&mut ignored).await? > 0 {}
         Ok::<(), std::io::Error>(())
     };
-    let _ = tokio::time::timeout(LAST_WORDS, goodbye).await;
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
 }

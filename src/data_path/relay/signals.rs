@@ -6,7 +6,7 @@ use std::{future::Future, pin::Pin, task::Context, time::Instant};
 use super::{Relay, Step};
 
 impl Relay {
-    /// Takes signals, and looks whether a cancel under way has settled.
+    /// Takes signals, and looks whether a cancel under way is complete.
     #[cold]
     pub(super) fn take_signals(&mut self, cx: &mut Context<'_>) -> Option<Step> {
         if let Some(cancelling) = self.cancelling.as_mut()

@@ -180,8 +180,8 @@ pub async fn send_cancel(
         request.extend_from_slice(&field.to_be_bytes());
     }
     request.extend_from_slice(secret);
-    let settled = timeout(options.cancel_timeout, Box::pin(cancel(host, at, &request, options)));
-    settled.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    let outcome = timeout(options.cancel_timeout, Box::pin(cancel(host, at, &request, options)));
+    outcome.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 async fn cancel(
@@ -392,6 +392,6 @@ fn trust(host: &Host, options: &DialOptions) -> Trust {
         TlsMode::VerifyFull => Trust::AuthorityAndName,
         TlsMode::VerifyCa => Trust::Authority,
         TlsMode::Require if options.tls.names_authorities(host.tls_root_ca.as_deref()) => Trust::Authority,
-        _ => Trust::Anybody,
+        _ => Trust::AnyCertificate,
     }
 }

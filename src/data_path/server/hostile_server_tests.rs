@@ -229,7 +229,7 @@ fn lengths_and_values_out_of_bounds_are_protocol_errors() {
         ("a secret too long", after_ok(b'K', &[1; 4 + 257])),
         ("a session in a transaction", after_ok(b'Z', b"T")),
         ("a parameter without a value", after_ok(b'S', b"name\0")),
-        ("rows nobody asked for", after_ok(b'D', &[0, 0])),
+        ("rows without a request", after_ok(b'D', &[0, 0])),
         ("parameters without end", many_parameters),
         ("notices without end", many_notices),
     ] {

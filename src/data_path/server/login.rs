@@ -112,7 +112,7 @@ impl ServerLogin<'_> {
             && !matches!(self.stream, Stream::Plain(Socket::Unix(_)));
         if unproved && options.server_proves_itself {
             return Err(unexpected(
-                "the server does not prove that it knows the role's password, as SCRAM-SHA-256 does; where it need not: \
+                "the server does not prove that it knows the role's password, as SCRAM-SHA-256 does; to allow this, set \
                  server_require_auth = \"any\"",
             ));
         }

@@ -1,11 +1,14 @@
 //! When a server may serve another session, and the reset that makes it so.
+//!
+//! In transaction mode a server without pins is not reset: it only gets the settings of its next session
+//! (`exchange/restore_settings.rs`). A session that has left state behind, and session mode, need DISCARD ALL.
 
 use std::io;
 
 use super::connection::{AskError, Server};
 
 impl Server {
-    /// Whether another session may have it as it is. The one check; every doubt closes the connection.
+    /// Whether another session may have it as it is. The one check; if unsure, the caller closes the connection.
     pub fn is_reusable(&self) -> bool {
         self.side.is_reusable() && self.unsent.is_empty() && self.notified.is_empty()
     }

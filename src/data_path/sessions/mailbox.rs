@@ -55,15 +55,18 @@ impl Registered {
         &self,
         signal: BackendSignal,
         number: i32,
-        place: &TenantAccess,
+        tenant_access: &TenantAccess,
     ) -> bool {
-        let same = |other: &TenantAccess| (other.tenant.id, other.access) == (place.tenant.id, place.access);
+        let same = |other: &TenantAccess| {
+            (other.tenant.id, other.access) == (tenant_access.tenant.id, tenant_access.access)
+        };
         let found = self.sessions().numbered(number);
-        let Some(session) = found.filter(|session| session.place().is_some_and(|other| same(&other))) else {
+        let Some(session) = found.filter(|session| session.tenant_access().is_some_and(|other| same(&other)))
+        else {
             return false;
         };
         info!(
-            tenant = place.tenant.name,
+            tenant = tenant_access.tenant.name,
             login = self.login.name,
             connection = self.process_id,
             signal = match signal {

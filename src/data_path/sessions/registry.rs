@@ -66,7 +66,7 @@ pub struct SessionHandle {
     secret: Secret,
     pub login: Arc<Login>,
     /// Its tenant and access; `None`: no tenant is chosen. It changes when the session changes its tenant.
-    place: ArcSwapOption<TenantAccess>,
+    tenant_access: ArcSwapOption<TenantAccess>,
     /// The client's address; `None`: a Unix socket.
     pub peer: Option<IpAddr>,
     /// The proxy's address and the client's; `None`: a Unix socket.
@@ -97,23 +97,23 @@ pub struct SessionHandle {
 
 impl SessionHandle {
     /// Its tenant and access; `None`: no tenant is chosen.
-    pub fn place(&self) -> Option<Arc<TenantAccess>> {
-        self.place.load_full()
+    pub fn tenant_access(&self) -> Option<Arc<TenantAccess>> {
+        self.tenant_access.load_full()
     }
 
     /// The name of its present tenant, for the log.
     pub fn tenant_name(&self) -> Option<String> {
-        self.place.load().as_ref().map(|place| place.tenant.name.clone())
+        self.tenant_access.load().as_ref().map(|tenant_access| tenant_access.tenant.name.clone())
     }
 
     /// Whether the session is at the tenant with this id.
     pub fn is_at(&self, tenant: i64) -> bool {
-        self.place.load().as_ref().is_some_and(|place| place.tenant.id == tenant)
+        self.tenant_access.load().as_ref().is_some_and(|tenant_access| tenant_access.tenant.id == tenant)
     }
 
     /// Sets the tenant and access after a change.
-    pub fn enter(&self, place: Option<Arc<TenantAccess>>) {
-        self.place.store(place);
+    pub fn enter(&self, tenant_access: Option<Arc<TenantAccess>>) {
+        self.tenant_access.store(tenant_access);
     }
 
     pub(in crate::data_path) fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
@@ -178,8 +178,8 @@ impl SessionHandle {
     /// Asks the session's task to cancel the running statement. The receiver resolves with an error (the
     /// sender is dropped) when the cancel is complete or there was nothing to cancel.
     pub fn cancel(&self) -> oneshot::Receiver<()> {
-        let (settled, receiver) = oneshot::channel();
-        self.signal(CANCEL, |mailbox| mailbox.signals().cancels.push(settled));
+        let (done, receiver) = oneshot::channel();
+        self.signal(CANCEL, |mailbox| mailbox.signals().cancels.push(done));
         receiver
     }
 
@@ -264,7 +264,7 @@ impl SessionHandle {
 pub struct NewSession {
     pub login: Arc<Login>,
     /// Tenant and access; `None`: no tenant is chosen.
-    pub place: Option<Arc<TenantAccess>>,
+    pub tenant_access: Option<Arc<TenantAccess>>,
     pub peer: Option<IpAddr>,
     pub addresses: Option<(SocketAddr, SocketAddr)>,
     /// The time on its worker's coarse clock.
@@ -355,8 +355,8 @@ impl Default for Sessions {
 
 impl Sessions {
     /// Registers a session with a new process number and cancel key.
-    pub fn register(self: &Arc<Self>, arrival: NewSession) -> (Registered, Secret) {
-        let mut secret = vec![0; arrival.secret_bytes].into_boxed_slice();
+    pub fn register(self: &Arc<Self>, new: NewSession) -> (Registered, Secret) {
+        let mut secret = vec![0; new.secret_bytes].into_boxed_slice();
         rand::fill(&mut secret[..]);
         let mut registry = locked(&self.registry);
         let process_id = loop {
@@ -368,21 +368,21 @@ impl Sessions {
         };
         let handle = Arc::new(SessionHandle {
             process_id,
-            known_as: arrival.known_as.unwrap_or(process_id),
+            known_as: new.known_as.unwrap_or(process_id),
             secret: secret.clone(),
-            valid_until: AtomicU64::new(millis(arrival.login.valid_until)),
-            login: arrival.login,
-            place: ArcSwapOption::new(arrival.place),
-            peer: arrival.peer,
-            addresses: arrival.addresses,
-            tls: arrival.tls,
-            application_name: Mutex::new(arrival.application_name),
+            valid_until: AtomicU64::new(millis(new.login.valid_until)),
+            login: new.login,
+            tenant_access: ArcSwapOption::new(new.tenant_access),
+            peer: new.peer,
+            addresses: new.addresses,
+            tls: new.tls,
+            application_name: Mutex::new(new.application_name),
             connected_at: SystemTime::now(),
             server_process_id: AtomicU32::new(0),
             doing: AtomicU8::new(Activity::Idle as u8),
-            since_ms: AtomicU32::new(arrival.now_ms),
-            asked_ms: AtomicU32::new(arrival.now_ms),
-            began_ms: AtomicU32::new(arrival.now_ms),
+            since_ms: AtomicU32::new(new.now_ms),
+            asked_ms: AtomicU32::new(new.now_ms),
+            began_ms: AtomicU32::new(new.now_ms),
             verifiers: ArcSwapOption::empty(),
             prepared: AtomicU32::new(0),
             pins: AtomicU16::new(0),

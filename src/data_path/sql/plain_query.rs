@@ -1,4 +1,4 @@
-//! A fast check that settles most texts: is it one ordinary query without effects on the session?
+//! A fast check that decides most texts: is it one ordinary query without effects on the session?
 //!
 //! It does not split tokens. It inspects only the few bytes that can start a string, a name, a comment or a
 //! call, and gives up when unsure; the text is then parsed in full. It is conservative: it may reject a plain

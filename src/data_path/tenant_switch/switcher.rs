@@ -12,7 +12,7 @@ use crate::{
     data_path::{
         exchange::{ClientSide, return_to_tenant::CurrentTenant},
         login::tenant_routing::{access_to, admit},
-        pool::{Pool, PoolRules, Present},
+        pool::{Pool, PoolRules, SessionCount},
         proxy::Proxy,
         session_state::{identity::NewPassword, parameter_status::ReportedParameters},
         sessions::registry::Registered,
@@ -49,7 +49,7 @@ pub struct TenantSwitcher {
 #[derive(Debug)]
 pub enum SwitchTarget {
     /// To a tenant's pool, where it is counted.
-    Tenant(Arc<Pool>, Present),
+    Tenant(Arc<Pool>, SessionCount),
     NoTenant,
 }
 
@@ -61,7 +61,7 @@ impl SwitchTarget {
                 let follow = pool.rules.mode == PoolMode::Transaction;
                 let (statements, functions) = (pool.statements.clone(), pool.functions.clone());
                 let memory = pool.account(side.rules().memory.max());
-                side.move_to(Some(pool.place.clone()), statements, functions, memory, follow);
+                side.move_to(Some(pool.tenant_access.clone()), statements, functions, memory, follow);
             }
             // The memory stays charged to the last tenant until the session chooses another.
             Self::NoTenant => {
@@ -121,7 +121,7 @@ impl TenantSwitcher {
     }
 
     /// The session has moved to another tenant.
-    pub fn arrive(&mut self) {
+    pub fn tenant_entered(&mut self) {
         (self.wait, self.is_new) = (SwitchWait::No, true);
     }
 
@@ -161,7 +161,7 @@ impl TenantSwitcher {
         };
         let tenant = tenant.map_err(unavailable)?;
         let login = login.filter(|login| handle.is_admitted_by(login));
-        let place = login.zip(tenant).and_then(|(login, tenant)| {
+        let tenant_access = login.zip(tenant).and_then(|(login, tenant)| {
             let access = access_to(&login.kind, tenant.id)?;
             allowed_from(&tenant.allow_from, handle.peer).then_some((tenant, access))
         });
@@ -169,7 +169,7 @@ impl TenantSwitcher {
             TenantRef::Name(name) => name.to_owned(),
             TenantRef::Id(_) => String::new(),
         };
-        let (tenant, access) = place.ok_or(ClientError::TenantDenied { tenant: name })?;
+        let (tenant, access) = tenant_access.ok_or(ClientError::TenantDenied { tenant: name })?;
         admit(&tenant)?;
         Ok((tenant, access))
     }
@@ -183,8 +183,8 @@ impl TenantSwitcher {
         access: Access,
     ) -> Result<SwitchTarget, ClientError> {
         let (pool, present) = self.proxy.enter_pool(&tenant, access).await?;
-        let before = handle.place();
-        handle.enter(Some(pool.place.clone()));
+        let before = handle.tenant_access();
+        handle.enter(Some(pool.tenant_access.clone()));
         match self.resolve(handle, TenantRef::Id(tenant.id)).await {
             Ok((_, still)) if still == access => Ok(SwitchTarget::Tenant(pool, present)),
             other => {

@@ -205,7 +205,7 @@ mod tests {
         let stranger = Folder::new();
         stranger.write("acme.db.test", &rcgen::PKCS_ECDSA_P256_SHA256);
         assert!(handshake(&acceptor, &stranger, Trust::Authority, "acme.db.test").await.is_err());
-        assert!(handshake(&acceptor, &stranger, Trust::Anybody, "acme.db.test").await.is_ok());
+        assert!(handshake(&acceptor, &stranger, Trust::AnyCertificate, "acme.db.test").await.is_ok());
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ const CONFIGS_MAX: usize = 256;
 pub enum Trust {
     /// Nothing: the connection is encrypted, the server is not verified (`prefer`, `require` without
     /// authorities).
-    Anybody,
+    AnyCertificate,
     /// The signature of a known authority, not the name (`verify-ca`).
     Authority,
     /// The signature and the name (`verify-full`): a subject alternative name, or the common name of a certificate
@@ -69,7 +69,7 @@ impl ServerTlsConfigs {
     /// The configuration for a host; `None`: the default authorities, or else the system's.
     pub fn get(&self, trust: Trust, host_authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
         let authorities = match trust {
-            Trust::Anybody => None,
+            Trust::AnyCertificate => None,
             _ => host_authorities.or(self.default_authorities.as_deref()).map(Path::to_owned),
         };
         let key = (trust, authorities);
@@ -88,7 +88,7 @@ impl ServerTlsConfigs {
     fn make(&self, trust: Trust, authorities: Option<&Path>) -> Result<ClientConfig, TlsError> {
         let provider = provider();
         let authorities = match trust {
-            Trust::Anybody => None,
+            Trust::AnyCertificate => None,
             _ => Some(Authorities::new(authorities, &provider, trust == Trust::AuthorityAndName)?),
         };
         let verifier =

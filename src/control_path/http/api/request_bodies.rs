@@ -55,7 +55,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// Whether a string of this JSON contains NUL, which has one spelling only.
+/// Whether a string of this JSON contains NUL, which JSON can write only as `\u0000`.
 fn holds_nul(json: &[u8]) -> bool {
     let mut escaped = false;
     json.iter().enumerate().any(|(at, byte)| {

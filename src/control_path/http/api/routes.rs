@@ -107,7 +107,7 @@ pub fn all() -> Vec<Route> {
         get "/v1/hosts" for Viewer => 200 "[Host]", "All hosts", list_hosts;
         post "/v1/hosts" for Admin ("NewHostBody") => 201 "HostReport", "Register a host", add_host;
         patch "/v1/hosts/{name}" for Admin ("HostSettings") => 200 "HostReport",
-            "Change a host; it is reached as it will be before anything is kept", set_host;
+            "Change a host; pglobby connects with the new values before it stores them", set_host;
         delete "/v1/hosts/{name}" for Admin => 200 "Gone", "Forget a host that no tenant lives on", remove_host;
         get "/v1/keys" for Viewer => 200 "[Key]", "Sealing keys, and what uses them", list_keys;
         post "/v1/keys/rotate" ["wait"] for Admin ("RotateKeysBody") => 200 "RotatedKeys",
@@ -115,7 +115,7 @@ pub fn all() -> Vec<Route> {
         get "/v1/operations" ["tenant", "status", "before", "limit"] for Viewer => 200 "[Operation]",
             "Long work, newest first", list_operations;
         get "/v1/operations/{id}" ["wait"] for Viewer => 200 "Operation",
-            "One of them; with ?wait= when it is over, or the time is", show_operation;
+            "One operation; with ?wait= the answer comes when it has ended or the time is over", show_operation;
         get "/v1/audit" ["tenant", "before", "limit"] for Viewer => 200 "[AuditEntry]",
             "Audit log, newest first", list_audit;
     }

@@ -84,7 +84,7 @@ fn what_is_sent_behind_an_error_without_sync_is_ignored_until_the_sync() {
     receive(&mut replies, "E").unwrap();
     assert!(!replies.track(Request::Bind, Origin::Client));
     assert!(!replies.track(Request::Query(None), Origin::Client), "a simple query is skipped as well");
-    assert!(!replies.is_settled());
+    assert!(!replies.is_status_known());
     send(&mut replies, "S");
     receive(&mut replies, "Z").unwrap();
     assert!(replies.is_over());
