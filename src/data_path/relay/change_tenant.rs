@@ -324,9 +324,8 @@ pub async fn run_after_tenant_change(mut next: SessionTransfer, permit: Connecti
             _ => None,
         };
         if let Some(worker) = worker {
-            let tenant = target_name(Some(&target), None).unwrap_or_default();
             if let Err(error) = session.client.detach() {
-                return warn!(tenant, side = "client", %error, "session lost: it cannot be moved to its worker");
+                return log_move_failed(&session, &target, &error);
             }
             return move_to(&worker, Box::new((session, target)), permit);
         }
@@ -353,8 +352,19 @@ fn move_to(worker: &Arc<Worker>, mut next: SessionTransfer, permit: ConnectionPe
     let index = worker.index;
     worker.spawn(async move {
         if let Err(error) = next.0.client.attach() {
-            return warn!(side = "client", %error, "session lost: it cannot be moved to its worker");
+            return log_move_failed(&next.0, &next.1, &error);
         }
         run_after_tenant_change(next, permit, Some(index)).await;
     });
+}
+
+fn log_move_failed(session: &ClientSession, target: &SwitchTarget, error: &std::io::Error) {
+    warn!(
+        tenant = target_name(Some(target), None),
+        login = session.handle.login.name,
+        connection = session.handle.process_id,
+        side = "client",
+        %error,
+        "cannot move a session to its worker; session lost"
+    );
 }
