@@ -213,7 +213,8 @@ fn every_command_that_is_shown_is_one_with_those_options() {
 #[test]
 fn every_sqlstate_that_clients_get_is_explained() {
     let operations = read("docs/operations.md");
-    let sources = read("src/error/mod.rs")
+    let sources = read("src/error/sqlstate.rs")
+        + &read("src/error/memory_limit.rs")
         + &read("src/data_path/sessions/timeouts.rs")
         + &read("src/data_path/login/startup_options.rs");
     let is_sqlstate = |text: &&str| {
