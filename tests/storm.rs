@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use rustix::process::Signal;
 use support::{
     Client, Cluster, Forwarder, Proxy,
@@ -199,18 +200,25 @@ impl Storm {
             proxy.command(&["tenant", "create", tenant, "--host", name]);
             proxy.create_login(&login_of(tenant), &password_of(tenant), &["--tenant", tenant]);
         }
-        let mut storm = Self { proxy, host, forwarder, boards: HashMap::new(), workers: Vec::new() };
+        for tenant in CALM.iter().chain(&STORMY) {
+            let sql = "CREATE TABLE ledger (nonce int, number int, half text)";
+            proxy.client(tenant).run(sql).then_leave().await;
+        }
+        Self { proxy, host, forwarder, boards: HashMap::new(), workers: Vec::new() }
+    }
+
+    /// The clients of every tenant begin to work, with empty ledgers.
+    async fn start_work(&mut self) {
         for (tenant, first) in CALM.iter().chain(&STORMY).zip((0..).step_by(100)) {
-            let caller = storm.proxy.client(tenant);
-            caller.run("CREATE TABLE ledger (nonce int, number int, half text)").then_leave().await;
+            let caller = self.proxy.client(tenant);
+            caller.run("TRUNCATE ledger").then_leave().await;
             let board: Arc<Board> = Arc::default();
-            storm.boards.insert(tenant, board.clone());
+            self.boards.insert(tenant, board.clone());
             for index in 0..CLIENTS {
-                storm.workers.push(tokio::spawn(work(caller.clone(), index, first + index, board.clone())));
+                self.workers.push(tokio::spawn(work(caller.clone(), index, first + index, board.clone())));
             }
         }
-        storm.all_go_on("the start").await;
-        storm
+        self.all_go_on("the start").await;
     }
 
     async fn all_go_on(&self, what: &str) {
@@ -235,7 +243,7 @@ impl Storm {
     }
 
     /// Everybody leaves; then what each of them knows is compared with what is in the tables.
-    async fn end(mut self) -> (Proxy, Cluster, Forwarder) {
+    async fn end_work(&mut self) {
         for board in self.boards.values() {
             board.over.store(true, SeqCst);
         }
@@ -267,7 +275,29 @@ impl Storm {
             }
             client.leave().await;
         }
-        (self.proxy, self.host, self.forwarder)
+    }
+
+    /// Waits until all sessions have ended and no server is in use.
+    async fn is_calm(&self) {
+        let console = self.proxy.console().await;
+        in_time("an empty house", async {
+            loop {
+                let pools = show(&console, "POOLS").await;
+                let busy = ["cl_active", "cl_waiting", "sv_active", "sv_active_cancel", "sv_login"];
+                let sum = |column| pools.iter().map(|pool| pool[column].parse::<usize>().unwrap()).sum::<usize>();
+                if busy.into_iter().map(sum).sum::<usize>() <= 1 {
+                    break; // The console is a client as well.
+                }
+            }
+        })
+        .await;
+        assert!(show(&console, "PINS").await.is_empty());
+        console.leave().await;
+        for tenant in CALM.iter().chain(&STORMY) {
+            let desyncs = format!("pglobby_desyncs_total{{tenant=\"{tenant}\"}}");
+            assert_eq!(self.proxy.metric(&desyncs).await, 0.0, "{tenant}");
+        }
+        assert!(!self.proxy.log().contains("panicked"), "{}", self.proxy.log());
     }
 }
 
@@ -278,38 +308,48 @@ fn resident_kb(pid: u32) -> usize {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
+/// Open descriptors of a process.
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// One round of all faults; with `PGLOBBY_SOAK_SECONDS` (`scripts/soak`) as many rounds as begin within that time, each in
+/// an order of its own. What a round has left in memory and descriptors must not add up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_fails_only_those_it_concerns_notice_and_nothing_is_left_of_it() {
+    let seconds = std::env::var("PGLOBBY_SOAK_SECONDS").map_or(0, |seconds| seconds.parse().unwrap());
+    let (began, soak) = (std::time::Instant::now(), Duration::from_secs(seconds));
     let mut storm = Storm::begin().await;
-    let before = resident_kb(storm.proxy.pid());
-    servers_end(&storm).await;
-    networks_fail(&storm).await;
-    hosts_fail(&mut storm).await;
-    clients_vanish(&storm).await;
-    operators_work(&storm).await;
-    the_proxy_is_stopped_for_a_while(&storm).await;
-    let grown = resident_kb(storm.proxy.pid()).saturating_sub(before);
-    let (proxy, ..) = storm.end().await;
-
-    assert!(grown < 64 * 1024, "grown by {grown} KiB");
-    let console = proxy.console().await;
-    in_time("an empty house", async {
-        loop {
-            let pools = show(&console, "POOLS").await;
-            let busy = ["cl_active", "cl_waiting", "sv_active", "sv_active_cancel", "sv_login"];
-            let sum = |column| pools.iter().map(|pool| pool[column].parse::<usize>().unwrap()).sum::<usize>();
-            if busy.into_iter().map(sum).sum::<usize>() <= 1 {
-                break; // The console is a client as well.
+    let pid = storm.proxy.pid();
+    let mut first = None;
+    for round in 0u64.. {
+        storm.start_work().await;
+        let before = resident_kb(pid);
+        let mut order = [0, 1, 2, 3, 4, 5];
+        order.shuffle(&mut StdRng::seed_from_u64(round));
+        for fault in order {
+            match fault {
+                0 => servers_end(&storm).await,
+                1 => networks_fail(&storm).await,
+                2 => hosts_fail(&mut storm).await,
+                3 => clients_vanish(&storm).await,
+                4 => operators_work(&storm).await,
+                _ => the_proxy_is_stopped_for_a_while(&storm).await,
             }
         }
-    })
-    .await;
-    assert!(show(&console, "PINS").await.is_empty());
-    for tenant in CALM.iter().chain(&STORMY) {
-        let desyncs = format!("pglobby_desyncs_total{{tenant=\"{tenant}\"}}");
-        assert_eq!(proxy.metric(&desyncs).await, 0.0, "{tenant}");
+        let grown = resident_kb(pid).saturating_sub(before);
+        assert!(grown < 64 * 1024, "round {round}: grown by {grown} KiB");
+        storm.end_work().await;
+        storm.is_calm().await;
+        let (memory, files) = (resident_kb(pid), descriptors(pid));
+        println!("round {round} after {:?}: {memory} KiB, {files} descriptors, order {order:?}", began.elapsed());
+        let (memory_first, files_first) = *first.get_or_insert((memory, files));
+        assert!(memory < memory_first + 24 * 1024, "round {round}: {memory} KiB, {memory_first} after the first");
+        assert!(files < files_first + 16, "round {round}: {files} descriptors, {files_first} after the first");
+        if began.elapsed() >= soak {
+            break;
+        }
     }
-    assert!(!proxy.log().contains("panicked"), "{}", proxy.log());
 }
 
 /// Every server of the stormy host is ended, again and again.
