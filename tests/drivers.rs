@@ -85,6 +85,33 @@ through_both_pool_modes!(
     command_line_tools
 );
 
+/// What others have reported of poolers: every case has the outcome that it has without a proxy.
+async fn field_reports(mode: &str, servers: u32) {
+    let proxy = Proxy::with_tenant("acme").pool_mode(mode).pool_size(servers).start().await;
+    proxy.cluster.create_database("direct", "direct", "direct").await;
+    let direct = Target {
+        port: proxy.cluster.port(),
+        user: "direct".to_owned(),
+        password: "direct".to_owned(),
+        database: "direct".to_owned(),
+    };
+    let binaries = pglobby::local_postgres::binaries::PostgresBinaries::find(None).unwrap();
+    let folder = binaries.program("psql").parent().unwrap().display().to_string();
+    let mut command = Command::new(installed("drivers/python/bin/python"));
+    command.arg(program("field_reports.py")).args([direct.url(), tenant_of(&proxy).url()]);
+    good(command.env("PATH", format!("{folder}:{}", std::env::var("PATH").unwrap_or_default()))).await;
+}
+
+#[tokio::test]
+async fn what_others_reported_does_not_happen_on_two_servers_in_transaction_mode() {
+    field_reports("transaction", 2).await;
+}
+
+#[tokio::test]
+async fn what_others_reported_does_not_happen_in_session_mode() {
+    field_reports("session", 16).await;
+}
+
 fn tenant_of(proxy: &Proxy) -> Target {
     Target {
         port: proxy.port(),
