@@ -38,6 +38,9 @@ pub mod config;
 pub mod control_path;
 pub mod data_path;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, reason = "runs in tests only")]
+pub mod fuzzing;
 pub mod local_postgres;
 pub mod metrics;
 pub mod shutdown;

@@ -11,6 +11,9 @@ mod metrics;
 mod process_metrics;
 mod readiness;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::api::request_bodies::read_any as read_any_body;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{

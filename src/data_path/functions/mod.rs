@@ -12,7 +12,7 @@
 
 pub(super) mod dependencies;
 pub(super) mod effects_by_name;
-pub(super) mod function_effects;
+pub(crate) mod function_effects;
 mod not_loaded;
 
 use std::{

@@ -211,7 +211,12 @@ fn cancel_request(body: &[u8]) -> Result<FirstRequest, StartupError> {
     }
 }
 
-fn read_startup_packet(version: u32, mut body: &[u8], packet: &mut StartupPacket) -> Result<(), ClientError> {
+/// Reads a startup packet after its version.
+pub(crate) fn read_startup_packet(
+    version: u32,
+    mut body: &[u8],
+    packet: &mut StartupPacket,
+) -> Result<(), ClientError> {
     let (major, minor) = (version >> 16, (version & 0xffff) as u16);
     if major != 3 {
         return Err(ClientError::NotSupported(format!(

@@ -12,3 +12,6 @@ mod scram;
 pub use self::dial::{DialOptions, DialTarget, NewConnection, OnAnswer, open, send_cancel};
 pub use self::dial_error::{DialError, IdentityTrouble, TroubleKind};
 pub(in crate::data_path) use self::scram::hmac;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::scram::answer_scram;

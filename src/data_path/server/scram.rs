@@ -149,6 +149,17 @@ impl FinalMessage {
     }
 }
 
+/// Takes a server's challenge, which goes on from our nonce, and its last message.
+#[cfg(any(test, fuzzing))]
+pub fn answer_scram(challenge: &[u8], last: &[u8]) {
+    let exchange = ScramExchange::begin(Binding::Unable);
+    let challenge = [b"r=", exchange.nonce.as_bytes(), challenge].concat();
+    if let Ok(challenge) = exchange.challenged(&challenge) {
+        let answer = exchange.answer(&challenge, &[0; 32]);
+        assert!(answer.verify(last).is_err());
+    }
+}
+
 /// Salted passwords, computed once per credential and salt, also for many connections at a time.
 #[derive(Debug, Clone)]
 pub(super) struct SaltedPasswords {

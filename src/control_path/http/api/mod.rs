@@ -7,7 +7,7 @@
 
 mod long_operations;
 mod openapi;
-mod request_bodies;
+pub(super) mod request_bodies;
 mod responses;
 mod routes;
 

@@ -41,7 +41,14 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
                 }
                 _ => ApiError::new("malformed", "the body did not arrive whole"),
             })?;
-        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        Self::parse(&bytes)
+    }
+}
+
+impl<T: DeserializeOwned> Body<T> {
+    /// Parses the bytes of a body.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+        let text: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
         if holds_nul(text) {
             return Err(ApiError::new(
                 "malformed",
@@ -319,4 +326,19 @@ mod tests {
             assert_eq!(holds_nul(json.as_bytes()), found, "{json}");
         }
     }
+}
+
+/// Reads bytes as each kind of body.
+#[cfg(any(test, fuzzing))]
+pub fn read_any(bytes: &[u8]) {
+    if let Ok(Body(map)) = Body::<Map<String, Value>>::parse(bytes) {
+        let _ = settings(map);
+    }
+    let _ = Body::<NewTenantBody>::parse(bytes).and_then(|Body(body)| AdminCommand::try_from(body));
+    let _ = Body::<NewLoginBody>::parse(bytes).and_then(|Body(body)| AdminCommand::try_from(body));
+    let _ = Body::<NewHostBody>::parse(bytes);
+    let _ = Body::<MoveBody>::parse(bytes);
+    let _ = Body::<SuspendBody>::parse(bytes);
+    let _ = Body::<GrantBody>::parse(bytes);
+    let _ = Body::<PasswordBody>::parse(bytes);
 }
