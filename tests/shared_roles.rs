@@ -114,7 +114,7 @@ async fn a_shared_password_that_was_changed_by_code_is_made_anew_once() {
         assert!(Client::connect(&config).await.is_err(), "the culprit's password is nobody's");
         let central = proxy.cluster.client("central").await;
         let audited = "SELECT string_agg(action || ' ' || actor, ', ' ORDER BY id) FROM pglobby.audit_log WHERE actor = 'pglobby'";
-        proxy.logged("roles were put right").await;
+        proxy.logged("tenant roles repaired").await;
         assert_eq!(central.ask(audited).await, "tenant.rotate pglobby, tenant.roles_mended pglobby", "once");
         assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="mended"}"#).await, 1.0);
         assert!(!proxy.log().contains("known to one"));
