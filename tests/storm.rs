@@ -284,7 +284,8 @@ impl Storm {
             loop {
                 let pools = show(&console, "POOLS").await;
                 let busy = ["cl_active", "cl_waiting", "sv_active", "sv_active_cancel", "sv_login"];
-                let sum = |column| pools.iter().map(|pool| pool[column].parse::<usize>().unwrap()).sum::<usize>();
+                let sum =
+                    |column| pools.iter().map(|pool| pool[column].parse::<usize>().unwrap()).sum::<usize>();
                 if busy.into_iter().map(sum).sum::<usize>() <= 1 {
                     break; // The console is a client as well.
                 }
@@ -342,10 +343,19 @@ async fn whatever_fails_only_those_it_concerns_notice_and_nothing_is_left_of_it(
         storm.end_work().await;
         storm.is_calm().await;
         let (memory, files) = (resident_kb(pid), descriptors(pid));
-        println!("round {round} after {:?}: {memory} KiB, {files} descriptors, order {order:?}", began.elapsed());
+        println!(
+            "round {round} after {:?}: {memory} KiB, {files} descriptors, order {order:?}",
+            began.elapsed()
+        );
         let (memory_first, files_first) = *first.get_or_insert((memory, files));
-        assert!(memory < memory_first + 24 * 1024, "round {round}: {memory} KiB, {memory_first} after the first");
-        assert!(files < files_first + 16, "round {round}: {files} descriptors, {files_first} after the first");
+        assert!(
+            memory < memory_first + 24 * 1024,
+            "round {round}: {memory} KiB, {memory_first} after the first"
+        );
+        assert!(
+            files < files_first + 16,
+            "round {round}: {files} descriptors, {files_first} after the first"
+        );
         if began.elapsed() >= soak {
             break;
         }

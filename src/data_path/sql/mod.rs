@@ -409,7 +409,7 @@ impl Characters {
 /// Returns the ranges of a text's tokens; each byte of an operator is a token.
 #[cfg(any(test, fuzzing))]
 pub fn tokens(sql: &[u8], lexing: Lexing) -> Vec<std::ops::Range<usize>> {
-    let mut lexer = Lexer::new(sql, lexing);
-    let next = || Some(lexer.next()).filter(|token| token.kind != TokenKind::End);
+    let mut reader = Lexer::new(sql, lexing);
+    let next = || Some(reader.next()).filter(|token| token.kind != lexer::TokenKind::End);
     std::iter::from_fn(next).map(|token| token.start..token.end).collect()
 }
