@@ -2,8 +2,9 @@
 //! it may go back to the pool.
 //!
 //! The client's ReadyForQuery waits for the answer: changed parameters are reported in front of it, as
-//! PostgreSQL does. Where only the database's functions are to be loaded or checked, the client has its reply
-//! first, so that a tenant's first query does not wait for that.
+//! PostgreSQL does. It does not wait until the database's functions are loaded or compared, unless its own
+//! texts decide what must be asked then. A server that goes back to the pool does that first, and the session
+//! borrows another one meanwhile.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -12,7 +13,11 @@ use std::{
 
 use tracing::warn;
 
-use super::{Relay, Step, load_functions::load_functions, session_end::SessionEnd};
+use super::{
+    Relay, Step,
+    load_functions::{load_functions, load_then_give_back},
+    session_end::SessionEnd,
+};
 use crate::{
     data_path::{
         exchange::pending_checks::{AnswerLimits, CheckedState, PendingChecks},
@@ -34,6 +39,9 @@ impl Relay {
             server.side.replies.set_pins(Pins::all());
         }
         settled?;
+        if self.session.side.follows() && self.pool.functions.must_load() {
+            self.load_behind_reply().await?;
+        }
         match self.after_reply(Instant::now()) {
             Some(Step::End(end)) => Err(end),
             _ => Ok(()),
@@ -48,14 +56,11 @@ impl Relay {
             switcher.reset();
         }
         let before_load = checks.take_before_load();
-        if (before_load.is_some() || checks.must_load_functions())
-            && checks.only_loads_functions()
-            && self.listening.is_none()
-        {
+        if before_load.is_some() && checks.only_loads_functions() && self.listening.is_none() {
             self.release_reply().await?;
         }
+        let changed = checks.has_changed_functions();
         if let Some(before_load) = before_load {
-            let changed = checks.has_changed_functions();
             self.load().await?;
             for found in self.pool.functions.lookup_after_load(&before_load, changed) {
                 checks.record(&found, false);
@@ -109,13 +114,9 @@ impl Relay {
         {
             self.pool.has_same_start(server).await.map_err(SessionEnd::from)?;
         }
-        checks.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.session.side.statements);
         let there = server.is_some_and(|server| server.side.statements.has_unnamed_of(statements));
         pins.set(Pins::UNSTORED_UNNAMED, statements.keeps_unnamed_unstored(there));
-        if !pins.contains(Pins::UNSTORED_UNNAMED) {
-            self.load().await?;
-        }
         if self.session.side.wanted.len() > self.session.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
         }
@@ -166,6 +167,21 @@ impl Relay {
             self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
             self.pinned = Some(self.pool.pin(&self.session.handle));
         }
+    }
+
+    /// Loads them with a server that no session uses: this one, if it goes back to the pool. Only where none is
+    /// idle, a session that keeps its server waits.
+    async fn load_behind_reply(&mut self) -> Result<(), SessionEnd> {
+        let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.replies.pins());
+        if pins.is_empty() {
+            self.loads_functions = true;
+        } else if let Some(idle) = self.pool.try_borrow() {
+            load_then_give_back(idle, &self.pool);
+        } else if !pins.contains(Pins::UNSTORED_UNNAMED) {
+            // A load replaces the unnamed statement.
+            self.load().await?;
+        }
+        Ok(())
     }
 
     /// Loads the effects of the database's functions, if they may have changed.

@@ -36,6 +36,7 @@ use self::{
     acquire_server::{ReplyWait, ServerLink},
     change_tenant::SessionTransfer,
     client_session::ClientSession,
+    load_functions::load_then_give_back,
     notifications::Listening,
     session_end::SessionEnd,
     timing::Timing,
@@ -89,6 +90,8 @@ pub struct Relay {
     cancelling: Option<oneshot::Receiver<()>>,
     /// Its entry in the pool's list of pinned sessions.
     pinned: Option<Pinned>,
+    /// Its server loads the database's functions before it goes back to the pool.
+    loads_functions: bool,
 }
 
 /// Work that cannot be done within a poll.
@@ -118,6 +121,7 @@ impl Relay {
             listening: None,
             cancelling: None,
             pinned: None,
+            loads_functions: false,
         }
     }
 
@@ -422,6 +426,9 @@ impl Relay {
         self.session.handle.set_prepared(self.session.side.statements.len());
         // The beginning of the client's next message waits in the inbox for the next server.
         self.session.side.take_held(&mut self.session.inbox);
-        self.pool.give_back(server);
+        match std::mem::take(&mut self.loads_functions) {
+            true => load_then_give_back(server, &self.pool),
+            false => self.pool.give_back(server),
+        }
     }
 }

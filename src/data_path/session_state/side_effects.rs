@@ -45,6 +45,8 @@ pub struct SideEffects {
     pub advances_sequence: bool,
     /// Signals another session. `None` also if the text calls both functions.
     pub signals: Option<BackendSignal>,
+    /// The text defines objects and runs no function of the database, unless an event trigger does.
+    pub only_defines: bool,
     /// Parameters that return to their value at session start.
     pub resets: Option<Box<Resets>>,
 }
@@ -206,13 +208,16 @@ impl SideEffects {
         let (mut names_statements, mut names_hidden, mut identity) = (false, false, false);
         let (inspects, mut deallocates) = (effects.contains(Effects::INSPECTION), false);
         let (mut tenant, mut set_bytes, mut resets) = (TenantMention::default(), 0, Resets::default());
-        if effects.intersects(Effects::DDL) {
-            checks.insert(changed_objects(sql, true));
-        }
+        let changes_objects = effects.intersects(Effects::DDL);
+        let mut only_defines = changes_objects;
         if effects.intersects(Effects::HIDDEN | Effects::DYNAMIC | Effects::UNKNOWN) {
             names.extend(dotted_names(sql));
         }
         for statement in sql::statements(sql, lexing) {
+            if changes_objects {
+                checks.insert(changed_by(&statement));
+                only_defines &= statement.only_defines();
+            }
             names_statements |= statement.prepared.is_some();
             deallocates |= matches!(
                 statement.kind,
@@ -255,7 +260,16 @@ impl SideEffects {
         let names = (!names.is_empty()).then(|| names.into());
         let driver_reset = DriverReset::read(sql, lexing);
         let only_loads = effects == Effects::LOAD && sql::statements(sql, lexing).count() == 1;
-        let read = Self { checks, names, pins, driver_reset, set_bytes, only_loads, ..Self::default() };
+        let read = Self {
+            checks,
+            names,
+            pins,
+            driver_reset,
+            set_bytes,
+            only_loads,
+            only_defines,
+            ..Self::default()
+        };
         let resets = resets.unless_none();
         Self { names_statements, deallocates, inspects, tenant, identity, resets, ..read }
     }
@@ -382,6 +396,16 @@ fn is_analysed_later(statement: &Statement<'_>) -> bool {
 
 /// Effects that require a check of prepared statements, whatever the text names.
 const EVERYTHING_PREPARED: Effects = Effects::DISCARD.union(Effects::DYNAMIC).union(Effects::UNKNOWN);
+
+/// Returns the checks on functions and their callers after a statement. A function, domain or operator whose
+/// definition shows that it leaves nothing itself is no more than a caller of what the definition names.
+fn changed_by(statement: &Statement<'_>) -> StateChecks {
+    let changed = changed_objects(statement.text, true);
+    match changed.contains(StateChecks::FUNCTIONS) && statement.defines_harmless() {
+        true => changed.difference(StateChecks::FUNCTIONS).union(StateChecks::CALLERS),
+        false => changed,
+    }
+}
 
 /// Returns the checks after DDL: on functions, on objects that call functions (tables count if `tables` is
 /// set, because of their defaults), and on settings of roles and databases.
