@@ -228,6 +228,50 @@ async fn a_migration_that_makes_no_functions_has_none_read_again() {
     assert_eq!(pins(&proxy).await, ["advisory_lock"]);
 }
 
+/// One function with dynamic SQL made every migration read all functions behind each statement. A definition that names nothing
+/// with effects has nothing read; others are read while the session goes on, and no client waits: here for a table's lock.
+#[tokio::test]
+async fn a_migration_does_not_wait_until_functions_are_read() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let (acme, behind) = (proxy.client("acme").connect().await, proxy.behind("acme").await);
+    acme.run("CREATE FUNCTION runs(t text) RETURNS void LANGUAGE plpgsql AS 'BEGIN EXECUTE t; END'").await;
+    acme.run("SELECT runs('SELECT 1')").await;
+    behind.run("BEGIN; LOCK TABLE pg_catalog.pg_policy IN ACCESS EXCLUSIVE MODE").await;
+    let migration = async {
+        for number in 0..10 {
+            acme.run(&format!("CREATE TABLE t{number} (id int PRIMARY KEY, x int DEFAULT 1)")).await;
+            acme.run(&format!("CREATE VIEW v{number} AS SELECT id FROM t{number}")).await;
+            acme.run(&format!(
+                "CREATE FUNCTION f{number}(t text) RETURNS void LANGUAGE plpgsql AS 'BEGIN EXECUTE t; END'"
+            ))
+            .await;
+            acme.run(&format!("INSERT INTO t{number} VALUES (1); SELECT f{number}('SELECT 1')")).await;
+        }
+    };
+    support::client::in_time("a migration", migration).await;
+    acme.run("SELECT f7('SELECT pg_advisory_lock(42)')").await;
+    assert_eq!(pins(&proxy).await, ["advisory_lock"]);
+    behind.run("COMMIT").await;
+}
+
+/// A view in an open transaction is seen by no other session. Its function becomes harmful meanwhile.
+#[tokio::test]
+async fn a_view_committed_after_its_function_was_changed_is_known() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let acme = proxy.client("acme");
+    let (one, other) = (acme.connect().await, acme.connect().await);
+    one.run("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'").await;
+    one.run("BEGIN; CREATE VIEW v AS SELECT f()").await;
+    let harmful = "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_lock(42); RETURN 1; END'";
+    other.run(harmful).await;
+    other.run("SELECT f()").await;
+    assert_eq!(pins(&proxy).await, ["advisory_lock"]);
+    other.run("SELECT pg_advisory_unlock_all()").await;
+    one.run("COMMIT").await;
+    other.run("SELECT * FROM v").await;
+    assert_eq!(pins(&proxy).await, ["advisory_lock"]);
+}
+
 async fn pins(proxy: &Proxy) -> Vec<String> {
     let known = ["advisory_lock", "temporary_object", "untracked_setting", "unread_statement"];
     let rows = proxy.console().await.ask_all("SHOW PINS").await;

@@ -19,6 +19,7 @@
 mod accounting;
 mod client;
 mod cold;
+mod ddl;
 mod fleet;
 mod pgbench;
 mod pgbouncer;

@@ -175,6 +175,14 @@ impl Report {
             Bar::AtMostOfOwn(about, limit, other) => {
                 (about, ours / of(other, Pooler::Pglobby)?, limit, format!(" of our {other}"), false)
             }
+            Bar::AtLeastDirect(about, limit) => {
+                let words = " of direct".to_owned();
+                (about, ours / results.median(Pooler::Direct, metric)?, limit, words, true)
+            }
+            Bar::AtMostDirect(about, limit) => {
+                let words = " of direct".to_owned();
+                (about, ours / results.median(Pooler::Direct, metric)?, limit, words, false)
+            }
             Bar::Below(about, limit) => (about, ours, limit, " as it stands".to_owned(), false),
             Bar::BeyondDirect(about, limit) => {
                 let beyond = ours - results.median(Pooler::Direct, metric)?;

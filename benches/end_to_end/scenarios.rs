@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     Plan, cold,
+    ddl::{Ddl, What},
     fleet::{self, Fleet},
     pgbench::{Pgbench, SELECT_1, Script},
     sample::{Metric, Outcome},
@@ -31,6 +32,7 @@ pub enum Load {
     },
     /// What a tenant leaves behind in memory when its pool is gone.
     Used,
+    Ddl(Ddl),
 }
 
 /// What pglobby should reach.
@@ -44,6 +46,10 @@ pub enum Bar {
     AtMostOf(Metric, f64, &'static str),
     /// Times pglobby's own in another scenario.
     AtMostOfOwn(Metric, f64, &'static str),
+    /// Times the direct connection's.
+    AtLeastDirect(Metric, f64),
+    /// Times the direct connection's.
+    AtMostDirect(Metric, f64),
     /// As a number.
     Below(Metric, f64),
     /// Beyond the direct connection's.
@@ -70,6 +76,15 @@ const fn stream(name: &'static str, title: &'static str, stream: Stream) -> Scen
 
 const fn cold(name: &'static str, title: &'static str, load: Load, bars: &'static [Bar]) -> Scenario {
     Scenario { name, title, layout: Layout::ShortPools, load, bars }
+}
+
+/// Without a function that may leave something in the session, and with one.
+const fn ddl(name: &'static str, title: &'static str, what: What, dynamic: bool) -> Scenario {
+    let bars: &[Bar] = match what {
+        What::Restore => &[Bar::AtMostDirect(P50, 1.5)],
+        _ => &[Bar::AtLeastDirect(Throughput, 0.67)],
+    };
+    Scenario { name, title, layout: Layout::Usual, load: Load::Ddl(Ddl { what, dynamic }), bars }
 }
 
 const SIMPLE: Pgbench = Pgbench::SIMPLE;
@@ -207,6 +222,20 @@ pub const SCENARIOS: &[Scenario] = &[
         // As above, and two round trips to the central database, with half a millisecond for each.
         &[Bar::BeyondDirect(P50, 2000.0)],
     ),
+    ddl("ddl_table", "CREATE TABLE", What::CreateTable, false),
+    ddl("ddl_table_dynamic", "CREATE TABLE; one function has dynamic SQL", What::CreateTable, true),
+    ddl("ddl_alter", "ALTER TABLE", What::AlterTable, false),
+    ddl("ddl_alter_dynamic", "ALTER TABLE; one function has dynamic SQL", What::AlterTable, true),
+    ddl("ddl_view", "CREATE VIEW", What::CreateView, false),
+    ddl("ddl_view_dynamic", "CREATE VIEW; one function has dynamic SQL", What::CreateView, true),
+    ddl("ddl_as", "CREATE TABLE AS", What::CreateTableAs, false),
+    ddl("ddl_as_dynamic", "CREATE TABLE AS; one function has dynamic SQL", What::CreateTableAs, true),
+    ddl("ddl_function", "CREATE FUNCTION", What::CreateFunction, false),
+    ddl("ddl_function_dynamic", "CREATE FUNCTION; another has dynamic SQL", What::CreateFunction, true),
+    ddl("ddl_domain", "CREATE DOMAIN", What::CreateDomain, false),
+    ddl("ddl_domain_dynamic", "CREATE DOMAIN; one function has dynamic SQL", What::CreateDomain, true),
+    ddl("ddl_restore", "psql restores 150 tables and views, 50 functions", What::Restore, false),
+    ddl("ddl_restore_dynamic", "the same; one function has dynamic SQL", What::Restore, true),
     cold(
         "used_tenants",
         "memory for each tenant used once, its pool gone",
@@ -224,6 +253,7 @@ impl Load {
             Self::Neighbour(noise) => neighbour(noise, stand, pooler, plan).await,
             Self::Cold { known } => cold::first_query(stand, pooler, *known, plan, round).await,
             Self::Used => fleet::used_tenants(stand, pooler, plan).await,
+            Self::Ddl(ddl) => ddl.run(stand, pooler, plan).await,
         }
     }
 

@@ -188,6 +188,16 @@ impl Stand {
         self.restart().await;
     }
 
+    /// Makes this database, unless it is there. Returns whether it is new.
+    pub async fn need_tenant(&mut self, name: &str) -> bool {
+        let is_new = !self.tenants.iter().any(|existing| existing == name);
+        if is_new {
+            self.add_tenant(name).await;
+            self.restart().await;
+        }
+        is_new
+    }
+
     /// A database, its owner, and the row that `pglobby tenant create` would leave.
     async fn add_tenant(&mut self, name: &str) {
         let (owner, password) = (owner_of(name), SecretString::from(PASSWORD));

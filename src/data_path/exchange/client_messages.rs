@@ -104,8 +104,8 @@ impl ClientMessages<'_, '_> {
     }
 
     #[inline]
-    pub(super) fn record_calls(&mut self, text: &[u8], cached: Option<&FoundEffects>) {
-        record_calls(text, cached, self.rules, self.server);
+    pub(super) fn record_calls(&mut self, text: &[u8], read: &SideEffects, cached: Option<&FoundEffects>) {
+        record_calls(text, read, cached, self.rules, self.server);
     }
 
     fn query(&mut self, bytes: &[u8], whole: bool) -> Handled {
@@ -151,7 +151,7 @@ impl ClientMessages<'_, '_> {
         let knew_settings = self.server.parsing(self.under).is_some();
         self.record(&side_effects, alone);
         self.discard_sequences_before_text(true);
-        self.record_calls(body, None);
+        self.record_calls(body, &side_effects, None);
         self.server.record_resets(&side_effects, self.startup, None);
         if side_effects.inspects {
             self.show_prepared_statements(status_known);
@@ -310,7 +310,13 @@ impl ClientMessages<'_, '_> {
             let side_effects = self.statements.unnamed_side_effects();
             record_side_effects(side_effects, false, self.sequence_use, self.rules, self.server);
             self.discard_sequences_before_text(false);
-            record_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
+            record_calls(
+                self.statements.unnamed_body().unwrap_or_default(),
+                self.statements.unnamed_side_effects(),
+                None,
+                self.rules,
+                self.server,
+            );
             self.server.record_resets(self.statements.unnamed_side_effects(), self.startup, Some(portal));
             if inspects {
                 self.show_prepared_statements(false);
@@ -364,7 +370,7 @@ impl ClientMessages<'_, '_> {
         self.server.statements.counts.binds += 1;
         self.record(&statement.side_effects, false);
         self.discard_sequences_before_text(false);
-        self.record_calls(statement.body(), Some(&statement.found_effects));
+        self.record_calls(statement.body(), &statement.side_effects, Some(&statement.found_effects));
         self.server.record_resets(&statement.side_effects, self.startup, Some(portal));
         if statement.side_effects.inspects {
             self.show_prepared_statements(false);
@@ -457,16 +463,25 @@ fn record_side_effects(
     record_sequences(side_effects, sequence_use, rules, server);
     server.replies.note(side_effects.commits, side_effects.deallocates);
     server.signals.record(side_effects.signals);
-    if rules.functions.may_be_changed_by(side_effects.checks) {
-        server.checks.changes_functions(&rules.functions);
+    if side_effects.checks.contains(StateChecks::FUNCTIONS) {
+        server.checks.changes_functions(&rules.functions, side_effects.only_defines);
     }
 }
 
 #[inline]
-fn record_calls(text: &[u8], cached: Option<&FoundEffects>, rules: &SessionRules, server: &mut ServerSide) {
+fn record_calls(
+    text: &[u8],
+    read: &SideEffects,
+    cached: Option<&FoundEffects>,
+    rules: &SessionRules,
+    server: &mut ServerSide,
+) {
+    let words_hidden = server.lexing().characters != Characters::AsciiSafe;
+    if read.checks.contains(StateChecks::CALLERS) {
+        server.checks.makes_callers(&rules.functions, text, words_hidden);
+    }
     if !rules.functions.is_plain() {
-        let words_hidden = server.lexing().characters != Characters::AsciiSafe;
-        server.checks.record_calls(&rules.functions, text, words_hidden, cached);
+        server.checks.record_calls(&rules.functions, text, words_hidden, read, cached);
     }
 }
 

@@ -107,17 +107,19 @@ impl PendingChecks {
         }
     }
 
-    /// Records the effects of the functions that a text may call. `cached`: a prepared statement's cache for
-    /// them. `words_hidden`: the text's encoding hides where words begin.
+    /// Records the effects of the functions that a text may call. `read` is what the text itself shows.
+    /// `cached`: a prepared statement's cache for them. `words_hidden`: the text's encoding hides where words
+    /// begin.
     #[cold]
     pub fn record_calls(
         &mut self,
         functions: &Arc<FunctionEffects>,
         text: &[u8],
         words_hidden: bool,
+        read: &SideEffects,
         cached: Option<&FoundEffects>,
     ) {
-        let Lookup { state, load, found } = functions.lookup(text, words_hidden, cached);
+        let Lookup { state, load, found, changes } = functions.lookup(text, words_hidden, read, cached);
         match state {
             LoadState::Current => {}
             LoadState::NotLoaded => self.before_load.get_or_insert_default().push(text, words_hidden),
@@ -128,9 +130,9 @@ impl PendingChecks {
         }
         if let Some(found) = found {
             self.record(&found, false);
-            if functions.may_be_changed_by(found.checks) {
-                self.changes_functions(functions);
-            }
+        }
+        if changes {
+            self.changes_functions(functions, read.only_defines);
         }
     }
 
@@ -272,15 +274,38 @@ impl PendingChecks {
         self.names.iter().map(|name| &**name)
     }
 
-    /// The transaction may change functions.
+    /// The transaction may change functions. `only_defines`: see [`SideEffects::only_defines`].
     #[cold]
-    pub fn changes_functions(&mut self, functions: &Arc<FunctionEffects>) {
-        self.functions_changing.get_or_insert_with(|| functions.begin_change());
+    pub fn changes_functions(&mut self, functions: &Arc<FunctionEffects>, only_defines: bool) {
+        if !only_defines || !self.functions_changing.as_ref().is_some_and(FunctionsChanging::is_any) {
+            let before = self.functions_changing.replace(functions.begin_change(only_defines));
+            self.ends_change(before);
+        }
     }
 
-    /// The transaction is over. Returns whether it may have changed functions.
+    /// The transaction makes callers of functions.
+    #[cold]
+    pub fn makes_callers(&mut self, functions: &Arc<FunctionEffects>, text: &[u8], words_hidden: bool) {
+        match &mut self.functions_changing {
+            Some(changing) => changing.makes_callers(text, words_hidden),
+            None => self.functions_changing = Some(functions.begin_callers(text, words_hidden)),
+        }
+    }
+
+    /// The transaction is over. Returns whether functions that it used may have changed meanwhile.
     pub fn has_changed_functions(&mut self) -> bool {
-        self.functions_changing.take().is_some()
+        let changing = self.functions_changing.take();
+        self.ends_change(changing)
+    }
+
+    fn ends_change(&mut self, changing: Option<FunctionsChanging>) -> bool {
+        let made_callers = changing.as_ref().is_some_and(|changing| !changing.is_any());
+        let changed = changing.is_some_and(FunctionsChanging::end);
+        if changed && made_callers {
+            // What the transaction has made, and perhaps used, has side effects by now.
+            self.record(&SideEffects::anything(), false);
+        }
+        changed
     }
 
     /// Removes all checks.

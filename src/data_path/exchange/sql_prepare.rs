@@ -168,7 +168,11 @@ impl ClientMessages<'_, '_> {
                         local.names.insert(value.into(), None);
                     }
                     self.record(&statement.side_effects, false);
-                    self.record_calls(statement.body(), Some(&statement.found_effects));
+                    self.record_calls(
+                        statement.body(),
+                        &statement.side_effects,
+                        Some(&statement.found_effects),
+                    );
                     if !made_here && local.required.insert(statement.id) {
                         rewritten.requires.push(statement);
                     }
@@ -248,7 +252,7 @@ impl ClientMessages<'_, '_> {
         let (requires, prepare_effects) = sql_names;
         for statement in requires {
             self.record(&statement.side_effects, false);
-            self.record_calls(statement.body(), Some(&statement.found_effects));
+            self.record_calls(statement.body(), &statement.side_effects, Some(&statement.found_effects));
         }
         self.ensure_named(Some(sql_names));
         if !prepare_effects.effects.is_empty() {

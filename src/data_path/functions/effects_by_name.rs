@@ -137,6 +137,13 @@ impl EffectsByName {
         self.names.is_empty() && self.all.is_empty()
     }
 
+    /// Returns whether a text names an object with side effects, other than those that count for every text.
+    pub fn names_any(&self, text: &[u8], words_hidden: bool) -> bool {
+        let is_named = |word: &[u8]| self.names.contains_key(&*word.to_ascii_lowercase());
+        let hidden = words_hidden || has_unicode_names(text);
+        !self.names.is_empty() && (hidden || words(text).any(is_named))
+    }
+
     /// Returns the side effects of the objects that a text names. `words_hidden` means that the text's
     /// encoding may hide word boundaries: then all effects count.
     pub fn find(&self, text: &[u8], words_hidden: bool) -> Option<SideEffects> {

@@ -6,9 +6,11 @@
 //! (`effects_by_name.rs`). A text that contains one of these names gets state checks after its transaction.
 //! The analysis is conservative: it causes too many checks rather than too few.
 //!
-//! After a text that may change functions, all functions are loaded again; until then every text may have any
-//! side effect. Changes made outside the proxy are detected every `functions_check_delay`. In most databases
-//! no function has side effects, and the cost per text is one atomic load.
+//! DDL changes the list only if its text defines something with side effects, names something that has some,
+//! or does not show what it does. After such a text, all functions are loaded again; until then every text may
+//! have any side effect. Loads take at most a tenth of the time: [`PAUSE`]. Changes made outside the proxy are
+//! detected every `functions_check_delay`. In most databases no function has side effects, and the cost per
+//! text is one atomic load.
 
 pub(super) mod dependencies;
 pub(super) mod effects_by_name;
@@ -29,11 +31,19 @@ pub use self::not_loaded::TextsBeforeLoad;
 use crate::data_path::{
     lock::locked,
     session_state::{side_effects::SideEffects, state_query::StateChecks},
+    sql::words,
 };
 
 /// How often in a row the proxy trusts statistics that count no change. Sessions report their counts with a
 /// delay, and a superuser's session may not report them.
 const TRUSTED_MAX: u8 = 5;
+
+/// A load that took so long is followed by a pause of so many times as long. Until the next load, texts may
+/// have any side effect: they get state checks, and none waits.
+const PAUSE: u32 = 9;
+
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Function side effects of one database. Shared by the pools and sessions of its tenant.
 #[derive(Debug, Default)]
@@ -70,22 +80,78 @@ struct State {
     /// A check for changes made outside the proxy is due.
     check_due: bool,
     loading: bool,
+    /// The end of the pause after the last load.
+    paused_until: Option<Instant>,
+    /// The database has no event trigger, and no text may have made one.
+    no_event_triggers: bool,
+    /// Counts texts that rename objects.
+    renames: u64,
+    /// Texts of transactions that ended during the load: whether they name something with side effects is
+    /// known after it.
+    made_during_load: TextsBeforeLoad,
 }
+
+/// What tells whether anything has changed meanwhile: the generation, the loaded version, the renames.
+type Known = (u64, Option<u64>, u64);
 
 impl State {
     fn is_current(&self) -> bool {
         self.effects.is_some() && self.changes == 0 && self.generation == self.loaded_generation
     }
 
-    fn must_load(&self) -> bool {
-        !self.loading && self.changes == 0 && (self.check_due || !self.is_current())
+    fn must_load(&self, now: impl Fn() -> Instant) -> bool {
+        !self.loading
+            && self.changes == 0
+            && (self.check_due || !self.is_current())
+            && (self.not_loaded || self.paused_until.is_none_or(|end| end <= now()))
     }
 
-    /// Records a query that began at this generation.
-    fn record_query(&mut self, generation: u64) {
+    fn known(&self) -> Known {
+        (self.generation, self.effects.as_ref().map(|effects| effects.version), self.renames)
+    }
+
+    /// Returns whether these texts may name something with side effects.
+    fn may_be_named_in(&self, texts: &TextsBeforeLoad) -> bool {
+        let names_any = |(text, words_hidden)| {
+            self.effects.as_ref().is_none_or(|effects| effects.names_any(text, words_hidden))
+        };
+        texts.texts().is_none_or(|mut texts| texts.any(names_any))
+    }
+
+    /// A transaction has made callers of functions that had no side effects. `since`: what was known when it
+    /// began. Returns whether the callers may have side effects.
+    fn made_callers(&mut self, texts: &TextsBeforeLoad, since: Known) -> bool {
+        let known = self.known();
+        if self.loading {
+            // The load may have been too early to see them.
+            self.made_during_load.extend(texts);
+        }
+        // A renamed function has another name in the text than in the list.
+        let is_renamed = since != known && since.2 != known.2;
+        let is_harmful = is_renamed || since != known && self.may_be_named_in(texts);
+        self.generation += u64::from(is_harmful);
+        is_harmful
+    }
+
+    /// Records a query that began at this generation, and whether the database had no event trigger then.
+    /// Its result is in `effects`.
+    fn record_query(&mut self, generation: u64, no_event_triggers: bool) {
+        // A transaction that has begun since may have made one.
+        if self.changes == 0 && self.generation == generation {
+            self.no_event_triggers = no_event_triggers;
+        }
         self.loaded_generation = generation;
         self.queried_at = Some(Instant::now());
         self.not_loaded = false;
+        let made = std::mem::take(&mut self.made_during_load);
+        self.generation += u64::from(self.may_be_named_in(&made));
+    }
+
+    /// The load is over, with or without a result.
+    fn end_load(&mut self, pause: Duration) {
+        self.made_during_load = TextsBeforeLoad::default();
+        self.loading = false;
+        self.paused_until = Some(Instant::now() + pause);
     }
 }
 
@@ -113,18 +179,65 @@ pub struct Lookup {
     pub load: bool,
     /// The side effects, from the last load.
     pub found: Option<Arc<SideEffects>>,
+    /// The text may change function effects.
+    pub changes: bool,
 }
 
 /// Exists while a transaction that may change functions runs or awaits its check.
 #[derive(Debug)]
-pub struct FunctionsChanging(Arc<FunctionEffects>);
+pub struct FunctionsChanging {
+    functions: Arc<FunctionEffects>,
+    change: Change,
+}
+
+#[derive(Debug)]
+enum Change {
+    /// All texts may have other side effects afterwards.
+    Any,
+    /// The texts make callers of functions without side effects. Another transaction may make such a function
+    /// harmful meanwhile, and a load does not see the callers before this one commits.
+    Callers {
+        texts: TextsBeforeLoad,
+        since: Known,
+    },
+    Over,
+}
+
+impl FunctionsChanging {
+    /// Adds a text that makes callers.
+    pub fn makes_callers(&mut self, text: &[u8], words_hidden: bool) {
+        if let Change::Callers { texts, .. } = &mut self.change {
+            texts.push(text, words_hidden);
+        }
+    }
+
+    /// Whether all texts may have other side effects afterwards.
+    pub fn is_any(&self) -> bool {
+        matches!(self.change, Change::Any)
+    }
+
+    /// The transaction is over. Returns whether its own texts may have had unknown side effects.
+    pub fn end(mut self) -> bool {
+        self.settle()
+    }
+
+    fn settle(&mut self) -> bool {
+        let (change, mut harmful) = (std::mem::replace(&mut self.change, Change::Over), true);
+        self.functions.update(|state| match change {
+            Change::Any => {
+                state.changes -= 1;
+                state.generation += 1;
+            }
+            Change::Callers { texts, since } => harmful = state.made_callers(&texts, since),
+            Change::Over => harmful = false,
+        });
+        harmful
+    }
+}
 
 impl Drop for FunctionsChanging {
     fn drop(&mut self) {
-        self.0.update(|state| {
-            state.changes -= 1;
-            state.generation += 1;
-        });
+        self.settle();
     }
 }
 
@@ -132,6 +245,7 @@ impl Drop for FunctionsChanging {
 pub(in crate::data_path) struct Loading<'a> {
     functions: &'a FunctionEffects,
     generation: u64,
+    began: Instant,
     /// Fingerprint at the last load; empty if none.
     pub fingerprint: String,
     /// Counters at the last check: if the server still has these, nothing changed. Empty: not to be trusted.
@@ -140,7 +254,8 @@ pub(in crate::data_path) struct Loading<'a> {
 
 impl Drop for Loading<'_> {
     fn drop(&mut self) {
-        self.functions.update(|state| state.loading = false);
+        let pause = (self.began.elapsed() * PAUSE).min(PAUSE_MAX);
+        self.functions.update(|state| state.end_load(pause));
     }
 }
 
@@ -166,22 +281,35 @@ impl FunctionEffects {
         self.plain.load(Ordering::Acquire)
     }
 
-    /// Returns whether a text with these checks may change function effects. Where no function has side
-    /// effects, objects that call functions have none either, so migrations of tables and views stay fast.
-    #[inline]
-    pub fn may_be_changed_by(&self, checks: StateChecks) -> bool {
+    /// Returns whether a function with these checks may change function effects. Where no function has side
+    /// effects, objects that call functions have none either.
+    fn may_be_changed_by(&self, checks: StateChecks) -> bool {
         checks.contains(StateChecks::FUNCTIONS) || checks.contains(StateChecks::CALLERS) && !self.is_plain()
     }
 
-    /// Looks up the side effects of the functions that a text may call. `cache` belongs to a prepared
-    /// statement.
+    /// Looks up the side effects of the functions that a text may call, and whether it changes them. `read` is
+    /// what the text itself shows. `cache` belongs to a prepared statement.
     /// `words_hidden`: see [`EffectsByName::find`].
     #[cold]
-    pub fn lookup(&self, text: &[u8], words_hidden: bool, cache: Option<&FoundEffects>) -> Lookup {
-        let (effects, current, not_loaded, load) = {
+    pub fn lookup(
+        &self,
+        text: &[u8],
+        words_hidden: bool,
+        read: &SideEffects,
+        cache: Option<&FoundEffects>,
+    ) -> Lookup {
+        let (effects, current, not_loaded, load, runs_nothing) = {
             let state = locked(&self.state);
-            (state.effects.clone(), state.is_current(), state.not_loaded, state.must_load())
+            let runs_nothing = read.only_defines && state.no_event_triggers;
+            let load = state.must_load(Instant::now);
+            (state.effects.clone(), state.is_current(), state.not_loaded, load, runs_nothing)
         };
+        let makes_callers = read.checks.contains(StateChecks::CALLERS);
+        let names_any = || effects.as_ref().is_some_and(|effects| effects.names_any(text, words_hidden));
+        let changes = makes_callers && current && names_any();
+        if runs_nothing && !not_loaded {
+            return Lookup { state: LoadState::Current, load, found: None, changes };
+        }
         let state = match (current, not_loaded) {
             (true, _) => LoadState::Current,
             (false, true) => LoadState::NotLoaded,
@@ -201,7 +329,8 @@ impl FunctionEffects {
             }
             None => effects.find(text, words_hidden).map(Arc::new),
         });
-        Lookup { state, load, found }
+        let changes = changes || found.as_ref().is_some_and(|found| self.may_be_changed_by(found.checks));
+        Lookup { state, load, found, changes }
     }
 
     /// Returns the side effects of texts that ran before the load. They may have any, if the load is outdated
@@ -235,10 +364,25 @@ impl FunctionEffects {
         self.sequences.load(Ordering::Relaxed)
     }
 
-    /// Marks the effects as changing until the guard is dropped. Called before a text that may change them.
-    pub fn begin_change(self: &Arc<Self>) -> FunctionsChanging {
-        self.update(|state| state.changes += 1);
-        FunctionsChanging(self.clone())
+    /// Marks the effects as changing until the guard is dropped. Called before a text that may change
+    /// functions. `only_defines`: see [`SideEffects::only_defines`]; other texts may make event triggers.
+    pub fn begin_change(self: &Arc<Self>, only_defines: bool) -> FunctionsChanging {
+        self.update(|state| {
+            state.changes += 1;
+            state.no_event_triggers &= only_defines;
+        });
+        FunctionsChanging { functions: self.clone(), change: Change::Any }
+    }
+
+    /// Called before a text that makes callers of functions, or renames something.
+    pub fn begin_callers(self: &Arc<Self>, text: &[u8], words_hidden: bool) -> FunctionsChanging {
+        let since = locked(&self.state).known();
+        let mut texts = TextsBeforeLoad::default();
+        texts.push(text, words_hidden);
+        if words(text).any(|word| word.eq_ignore_ascii_case(b"rename")) {
+            self.update(|state| state.renames += 1);
+        }
+        FunctionsChanging { functions: self.clone(), change: Change::Callers { texts, since } }
     }
 
     /// Requests a check for changes made outside the proxy, unless one was made within `functions_check`.
@@ -263,7 +407,7 @@ impl FunctionEffects {
 
     /// Returns whether a session should start a load now.
     pub fn must_load(&self) -> bool {
-        locked(&self.state).must_load()
+        locked(&self.state).must_load(Instant::now)
     }
 
     /// Starts a load. Returns `None` if one is running or none is needed.
@@ -279,7 +423,8 @@ impl FunctionEffects {
         // Statistics may not count a change yet that the proxy itself has seen.
         let is_trustworthy = state.is_current() && state.trusted < TRUSTED_MAX;
         let counts = if is_trustworthy { state.counts.clone() } else { String::new() };
-        Some(Loading { functions: self, generation: state.generation, fingerprint, counts })
+        let (generation, began) = (state.generation, Instant::now());
+        Some(Loading { functions: self, generation, began, fingerprint, counts })
     }
 }
 
@@ -287,26 +432,175 @@ impl Loading<'_> {
     /// The statistics count no change.
     pub fn trust_counts(&self) {
         self.functions.update(|state| {
-            state.record_query(self.generation);
+            state.record_query(self.generation, state.no_event_triggers);
             state.trusted += 1;
         });
     }
 
     /// The fingerprint has not changed. `counts` were read just before it.
-    pub fn unchanged(&self, counts: String) {
+    pub fn unchanged(&self, counts: String, no_event_triggers: bool) {
         self.functions.update(|state| {
-            state.record_query(self.generation);
+            state.record_query(self.generation, no_event_triggers);
             (state.counts, state.trusted) = (counts, 0);
         });
     }
 
     /// Stores newly loaded effects.
-    pub fn loaded(&self, effects: EffectsByName, fingerprint: String, counts: String) {
+    pub fn loaded(
+        &self,
+        effects: EffectsByName,
+        fingerprint: String,
+        counts: String,
+        no_event_triggers: bool,
+    ) {
         self.functions.update(|state| {
-            state.record_query(self.generation);
             state.effects = Some(Arc::new(effects));
+            state.record_query(self.generation, no_event_triggers);
             state.fingerprint = fingerprint;
             (state.counts, state.trusted) = (counts, 0);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        effects_by_name::{CallEffects, NamedEffects},
+        *,
+    };
+    use crate::data_path::sql::Lexing;
+
+    const LONG_AGO: Duration = Duration::from_secs(1);
+
+    /// Loads effects in which `harmful` is the only function with any; the load took a second.
+    fn load(functions: &FunctionEffects) {
+        load_during(functions, || {});
+    }
+
+    fn load_during(functions: &FunctionEffects, meanwhile: impl FnOnce()) {
+        let mut loading = functions.begin_load().unwrap();
+        meanwhile();
+        loading.began -= LONG_AGO;
+        let call = CallEffects { checks: StateChecks::LOCKS, ..CallEffects::default() };
+        let effects = NamedEffects { always: call, ..NamedEffects::default() };
+        let all = EffectsByName::new(
+            [(b"harmful".to_vec(), effects)],
+            CallEffects::default(),
+            CallEffects::default(),
+        );
+        loading.loaded(all, String::new(), String::new(), true);
+    }
+
+    fn loaded() -> Arc<FunctionEffects> {
+        let functions = Arc::new(FunctionEffects::default());
+        load(&functions);
+        functions
+    }
+
+    fn look_up(functions: &FunctionEffects, sql: &str) -> Lookup {
+        let read = SideEffects::read(sql.as_bytes(), Lexing::default());
+        functions.lookup(sql.as_bytes(), false, &read, None)
+    }
+
+    #[test]
+    fn a_burst_of_changes_is_loaded_once_until_the_pause_is_over() {
+        let functions = loaded();
+        let mut loads = 0;
+        for _ in 0..50 {
+            drop(functions.begin_change(true));
+            if functions.must_load() {
+                load(&functions);
+                loads += 1;
+            }
+        }
+        assert_eq!(loads, 0);
+        assert_eq!(look_up(&functions, "SELECT 1").state, LoadState::Changed);
+        let after = |wait| locked(&functions.state).must_load(|| Instant::now() + wait);
+        assert!(!after(PAUSE * LONG_AGO - LONG_AGO));
+        assert!(after(PAUSE_MAX));
+    }
+
+    #[test]
+    fn the_first_load_of_a_pool_does_not_wait_for_a_pause() {
+        let functions = loaded();
+        functions.pool_created(7, Duration::ZERO);
+        assert!(functions.must_load());
+    }
+
+    #[test]
+    fn a_text_changes_effects_only_if_it_names_something_that_has_some() {
+        let functions = loaded();
+        for (sql, changes) in [
+            ("CREATE VIEW v AS SELECT harmless()", false),
+            ("CREATE VIEW v AS SELECT HARMFUL()", true),
+            ("CREATE TABLE t (x int DEFAULT \"harmful\"())", true),
+            ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT harmless()'", false),
+            ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT harmful()'", true),
+            ("CREATE VIEW v AS SELECT U&\"harmf\\0075l\"()", true),
+            ("SELECT harmful()", false),
+        ] {
+            assert_eq!(look_up(&functions, sql).changes, changes, "{sql}");
+        }
+    }
+
+    const HARMFUL: &[u8] = b"CREATE VIEW v AS SELECT harmful()";
+    const HARMLESS: &[u8] = b"CREATE VIEW v AS SELECT harmless()";
+
+    #[test]
+    fn callers_made_while_their_function_becomes_harmful_are_loaded_again() {
+        let is_current = |functions: &FunctionEffects| locked(&functions.state).is_current();
+        for (text, harmful) in [(HARMLESS, false), (HARMFUL, true)] {
+            let functions = Arc::new(FunctionEffects::without_functions());
+            let made = functions.begin_callers(text, false);
+            assert!(!made.end(), "nothing has changed meanwhile");
+            let made = functions.begin_callers(text, false);
+            drop(functions.begin_change(true));
+            load(&functions);
+            assert!(is_current(&functions));
+            assert_eq!(made.end(), harmful);
+            assert_eq!(is_current(&functions), !harmful);
+        }
+    }
+
+    #[test]
+    fn callers_committed_during_a_load_are_loaded_again_if_it_finds_their_function_harmful() {
+        for (text, current) in [(HARMLESS, true), (HARMFUL, false)] {
+            let functions = Arc::new(FunctionEffects::without_functions());
+            drop(functions.begin_change(true));
+            let made = functions.begin_callers(text, false);
+            load_during(&functions, || drop(made));
+            assert_eq!(locked(&functions.state).is_current(), current);
+        }
+    }
+
+    #[test]
+    fn callers_of_a_function_that_was_renamed_and_changed_meanwhile_are_loaded_again() {
+        let functions = Arc::new(FunctionEffects::without_functions());
+        let made = functions.begin_callers(HARMLESS, false);
+        drop(functions.begin_callers(b"ALTER FUNCTION harmless RENAME TO harmful", false));
+        drop(functions.begin_change(true));
+        load(&functions);
+        assert!(made.end());
+        assert!(!locked(&functions.state).is_current());
+    }
+
+    #[test]
+    fn definitions_get_no_checks_unless_an_event_trigger_may_run() {
+        let functions = loaded();
+        let checks = |sql| {
+            let Lookup { state, found, .. } = look_up(&functions, sql);
+            state != LoadState::Current || found.is_some()
+        };
+        drop(functions.begin_change(true));
+        assert!(!checks("CREATE VIEW v AS SELECT harmful()"));
+        assert!(checks("CREATE TABLE t AS SELECT harmless()"));
+        assert!(checks("SELECT 1"));
+        let makes_event_trigger = functions.begin_change(false);
+        assert!(checks("CREATE VIEW v AS SELECT 1"));
+        load(&functions);
+        assert!(checks("CREATE VIEW v AS SELECT 1"), "the load did not see it");
+        drop(makes_event_trigger);
+        load(&functions);
+        assert!(!checks("CREATE VIEW v AS SELECT 1"));
     }
 }

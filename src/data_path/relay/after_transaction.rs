@@ -2,8 +2,9 @@
 //! the server returns to the pool.
 //!
 //! The client's ReadyForQuery waits for the answer: changed parameters are reported in front of it, as
-//! PostgreSQL does. Where only the database's functions are to be loaded or checked, the client has its reply
-//! first, so that a tenant's first query does not wait for that.
+//! PostgreSQL does. It does not wait until the database's functions are loaded or compared, unless its own
+//! texts decide what must be asked then. A server that goes back to the pool does that first, and the session
+//! borrows another one meanwhile.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -12,11 +13,14 @@ use std::{
 
 use tracing::warn;
 
-use super::{Relay, Step, load_functions::load_functions, session_end::SessionEnd};
+use super::{
+    Relay, Step,
+    load_functions::{load_functions, load_then_give_back},
+    session_end::SessionEnd,
+};
 use crate::{
     data_path::{
         exchange::pending_checks::{AnswerLimits, CheckedState, PendingChecks},
-        pool::Pool,
         prepared::Statement,
         server::connection::{AskError, Server},
         session_state::{Settings, pins::Pins, state_query::StateChecks},
@@ -35,6 +39,9 @@ impl Relay {
             server.side.replies.set_pins(Pins::all());
         }
         checked?;
+        if self.session.side.follows() && self.pool.functions.must_load() {
+            self.load_behind_reply().await?;
+        }
         match self.after_reply(Instant::now()) {
             Some(Step::End(end)) => Err(end),
             _ => Ok(()),
@@ -49,14 +56,11 @@ impl Relay {
             switcher.resetting = true;
         }
         let before_load = checks.before_load.take();
-        if (before_load.is_some() || checks.includes(StateChecks::COMPARE_FUNCTIONS))
-            && checks.only_loads_functions()
-            && self.listening.is_none()
-        {
+        if before_load.is_some() && checks.only_loads_functions() && self.listening.is_none() {
             self.release_reply().await?;
         }
+        let changed = checks.has_changed_functions();
         if let Some(before_load) = before_load {
-            let changed = checks.has_changed_functions();
             self.load().await?;
             for found in self.pool.functions.lookup_after_load(&before_load, changed) {
                 checks.record(&found, false);
@@ -111,13 +115,9 @@ impl Relay {
         {
             self.pool.has_same_start(server).await?;
         }
-        checks.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.session.side.statements);
         let there = server.is_some_and(|server| server.side.statements.has_unnamed_of(statements));
         pins.set(Pins::UNSTORED_UNNAMED, statements.keeps_unnamed_unstored(there));
-        if !pins.contains(Pins::UNSTORED_UNNAMED) {
-            self.load().await?;
-        }
         if self.session.side.wanted.len() > self.session.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
         }
@@ -166,12 +166,26 @@ impl Relay {
         }
     }
 
+    /// Loads them with a server that no session uses: this one, if it goes back to the pool. Only where none is
+    /// idle, a session that keeps its server waits.
+    async fn load_behind_reply(&mut self) -> Result<(), SessionEnd> {
+        let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.replies.pins());
+        if pins.is_empty() {
+            self.loads_functions = true;
+        } else if let Some(idle) = self.pool.try_borrow() {
+            load_then_give_back(idle, &self.pool);
+        } else if !pins.contains(Pins::UNSTORED_UNNAMED) {
+            // A load replaces the unnamed statement.
+            self.load().await?;
+        }
+        Ok(())
+    }
+
     /// Loads the effects of the database's functions, if they may have changed.
     async fn load(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if self.session.side.follows() && self.pool.functions.must_load() {
-            let Pool { functions, rules, memory, .. } = &*self.pool;
-            load_functions(server, functions, rules.functions_bytes_max, memory).await?;
+            load_functions(server, &self.pool).await?;
             self.pass_notifications();
         }
         Ok(())

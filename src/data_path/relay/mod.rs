@@ -87,6 +87,8 @@ pub struct Relay {
     cancelling: Option<oneshot::Receiver<()>>,
     /// Its entry in the pool's list of pinned sessions.
     pinned: Option<Pinned>,
+    /// Its server loads the database's functions before it goes back to the pool.
+    loads_functions: bool,
 }
 
 /// Work that cannot be done within a poll.
@@ -122,6 +124,7 @@ impl Relay {
             listening: None,
             cancelling: None,
             pinned: None,
+            loads_functions: false,
         }
     }
 

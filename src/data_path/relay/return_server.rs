@@ -3,7 +3,7 @@
 
 use std::{sync::atomic::Ordering, time::Instant};
 
-use super::{Relay, Step, session_end::SessionEnd};
+use super::{Relay, Step, load_functions::load_then_give_back, session_end::SessionEnd};
 use crate::data_path::{
     pool::pinned_sessions::{Reclaim, can_return},
     session_state::pins::Pins,
@@ -50,7 +50,10 @@ impl Relay {
         self.session.handle.set_prepared(self.session.side.statements.len());
         // The beginning of the client's next message waits in the inbox for the next server.
         self.session.side.take_held(&mut self.session.inbox);
-        self.pool.give_back(server);
+        match std::mem::take(&mut self.loads_functions) {
+            true => load_then_give_back(server, &self.pool),
+            false => self.pool.give_back(server),
+        }
     }
 
     /// Another session waits for a server. This one returns its pinned server, if it is between two

@@ -45,6 +45,8 @@ pub struct SideEffects {
     pub advances_sequence: bool,
     /// Signals another session. `None` also if the text calls both functions.
     pub signals: Option<BackendSignal>,
+    /// The text defines objects and runs no function of the database, unless an event trigger does.
+    pub only_defines: bool,
     /// Parameters that return to their value at session start.
     pub resets: Option<Box<Resets>>,
 }
@@ -201,13 +203,16 @@ impl SideEffects {
         found.add_effects(effects);
         let mut names: Vec<Box<str>> = Vec::new();
         let (mut names_hidden, mut resets) = (false, Resets::default());
-        if effects.intersects(Effects::DDL) {
-            found.checks.insert(changed_objects(sql, true));
-        }
+        let changes_objects = effects.intersects(Effects::DDL);
+        found.only_defines = changes_objects;
         if effects.intersects(Effects::HIDDEN | Effects::DYNAMIC | Effects::UNKNOWN) {
             names.extend(dotted_names(sql));
         }
         for statement in sql::statements(sql, lexing) {
+            if changes_objects {
+                found.checks.insert(changed_by(&statement));
+                found.only_defines &= statement.only_defines();
+            }
             found.names_statements |= statement.prepared.is_some();
             found.deallocates |= matches!(
                 statement.kind,
@@ -372,6 +377,16 @@ fn is_analysed_later(statement: &Statement<'_>) -> bool {
 
 /// Effects that require a check of prepared statements, whatever the text names.
 const EVERYTHING_PREPARED: Effects = Effects::DISCARD.union(Effects::DYNAMIC).union(Effects::UNKNOWN);
+
+/// Returns the checks on functions and their callers after a statement. A function, domain or operator whose
+/// definition shows that it leaves nothing itself is no more than a caller of what the definition names.
+fn changed_by(statement: &Statement<'_>) -> StateChecks {
+    let changed = changed_objects(statement.text, true);
+    match changed.contains(StateChecks::FUNCTIONS) && statement.defines_harmless() {
+        true => changed.difference(StateChecks::FUNCTIONS).union(StateChecks::CALLERS),
+        false => changed,
+    }
+}
 
 /// Returns the checks after DDL: on functions, on objects that call functions (tables count if `tables` is
 /// set, because of their defaults), and on settings of roles and databases.

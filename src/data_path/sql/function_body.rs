@@ -59,7 +59,7 @@ pub fn effects_of_body(code: &[u8]) -> Effects {
     }
     match dynamic_sql::effects(code, lexing) {
         Some(built) => plain.difference(Effects::DYNAMIC) | built,
-        None => effects_of_code(code, lexing, 0, true),
+        None => plain | effects_of_code(code, lexing, 0, true),
     }
 }
 

@@ -10,6 +10,7 @@
 //! Source: PostgreSQL's `scan.l` and `gram.y`, versions 13 to 18.
 
 mod ddl;
+mod definitions;
 mod dynamic_sql;
 mod effects;
 mod function_body;
@@ -148,6 +149,18 @@ impl<'a> Statement<'a> {
     /// Returns the code of a DO block in PL/pgSQL.
     pub fn code_block(&self) -> Option<Cow<'a, [u8]>> {
         matches!(self.kind, Kind::Do).then(|| self::ddl::code_of_block(self.text, self.lexing)).flatten()
+    }
+
+    /// Conservative: whether a use of what the statement defines leaves nothing in the session, except by
+    /// objects that the statement names.
+    pub fn defines_harmless(&self) -> bool {
+        self::definitions::is_harmless(self)
+    }
+
+    /// Conservative: whether the statement defines an object and runs no function of the database meanwhile,
+    /// unless an event trigger does.
+    pub fn only_defines(&self) -> bool {
+        self::definitions::only_defines(self)
     }
 
     /// Returns the call if the statement is only `SELECT set_config(…)`.

@@ -153,6 +153,15 @@ impl<'a> Reader<'a> {
 
     /// Consumes up to and including this keyword outside parentheses. Returns `false` if it does not occur.
     pub fn skip_past(&mut self, word: &[u8]) -> bool {
+        self.skip_until(|reader| reader.eat(word))
+    }
+
+    /// The same for a symbol.
+    pub fn skip_past_symbol(&mut self, symbol: u8) -> bool {
+        self.skip_until(|reader| reader.eat_symbol(symbol))
+    }
+
+    fn skip_until(&mut self, found: impl Fn(&mut Self) -> bool) -> bool {
         loop {
             if self.is_symbol(b'(') {
                 if self.parenthesised().is_none() {
@@ -160,7 +169,7 @@ impl<'a> Reader<'a> {
                 }
             } else if self.at_end() {
                 return false;
-            } else if self.eat(word) {
+            } else if found(self) {
                 return true;
             } else {
                 self.advance();

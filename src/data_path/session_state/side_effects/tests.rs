@@ -59,9 +59,16 @@ fn texts_that_may_commit_are_found() {
 #[test]
 fn ddl_of_functions_and_their_callers_requires_checks() {
     for (sql, checks) in [
-        ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''", StateChecks::FUNCTIONS),
+        ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''", StateChecks::CALLERS),
+        (
+            "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT pg_try_advisory_lock(1)'",
+            StateChecks::FUNCTIONS,
+        ),
+        ("CREATE FUNCTION f() RETURNS int LANGUAGE c AS 'library'", StateChecks::FUNCTIONS),
+        ("CREATE EXTENSION postgis", StateChecks::FUNCTIONS),
         ("ALTER TABLE t ADD x int DEFAULT f()", StateChecks::CALLERS),
-        ("CREATE TABLE t (x int); ALTER FUNCTION f() STABLE", StateChecks::FUNCTIONS),
+        ("CREATE TABLE t (x int); ALTER FUNCTION f() STABLE", StateChecks::CALLERS),
+        ("CREATE TABLE t (x int); CREATE EXTENSION postgis", StateChecks::CALLERS | StateChecks::FUNCTIONS),
         ("CREATE VIEW v AS SELECT Setseed(0.5)", StateChecks::FUNCTIONS),
     ] {
         assert_eq!(read(sql).checks, checks, "{sql}");
