@@ -16,6 +16,7 @@ pub(super) mod function_effects;
 mod not_loaded;
 
 use std::{
+    ops::Deref,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -173,11 +174,16 @@ impl FunctionEffects {
         checks.contains(StateChecks::FUNCTIONS) || checks.contains(StateChecks::CALLERS) && !self.is_plain()
     }
 
-    /// Looks up the side effects of the functions that a text may call. `cache` belongs to a prepared
-    /// statement.
+    /// Looks up the side effects of the functions that a text may call. `text` gives the text; it is called
+    /// only if `cache`, which belongs to a prepared statement, has no answer.
     /// `words_hidden`: see [`EffectsByName::find`].
     #[cold]
-    pub fn lookup(&self, text: &[u8], words_hidden: bool, cache: Option<&FoundEffects>) -> Lookup {
+    pub fn lookup<T: Deref<Target = [u8]>>(
+        &self,
+        text: impl Fn() -> T,
+        words_hidden: bool,
+        cache: Option<&FoundEffects>,
+    ) -> Lookup {
         let (effects, current, not_loaded, load) = {
             let state = locked(&self.state);
             (state.effects.clone(), state.is_current(), state.not_loaded, state.must_load())
@@ -193,13 +199,13 @@ impl FunctionEffects {
                 match &*cache {
                     Some((version, found)) if *version == effects.version => found.clone(),
                     _ => {
-                        let found = effects.find(text, words_hidden).map(Arc::new);
+                        let found = effects.find(&text(), words_hidden).map(Arc::new);
                         *cache = Some((effects.version, found.clone()));
                         found
                     }
                 }
             }
-            None => effects.find(text, words_hidden).map(Arc::new),
+            None => effects.find(&text(), words_hidden).map(Arc::new),
         });
         Lookup { state, load, found }
     }
