@@ -11,7 +11,6 @@ use std::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use super::{
@@ -45,20 +44,25 @@ struct Tables {
     by_digest: HashMap<u64, Vec<Weak<Statement>>>,
     /// Statements of one client.
     own: Vec<Weak<Statement>>,
-    /// When unused texts were last given up.
-    given_up: Option<Instant>,
+    /// How many statements may be searched for unused texts: a search is paid for by what made it necessary.
+    searchable: usize,
 }
 
-/// Unused texts are not looked for more often: it takes some milliseconds if there are many statements.
-const GIVE_UP_INTERVAL: Duration = Duration::from_millis(100);
+/// How many statements may be searched for each one that was added.
+const SEARCHED_PER_STATEMENT: usize = 16;
+
+/// How many statements may be searched for each refused one. Takes some 50 µs.
+const SEARCHED_PER_REFUSAL: usize = 1024;
 
 impl Tables {
     /// Gives up the texts of statements that only servers have, and forgets these statements.
     #[cold]
     fn give_up_unused(&mut self, memory: &Arc<Account>) {
-        if self.given_up.is_some_and(|at| at.elapsed() < GIVE_UP_INTERVAL) {
+        self.searchable = self.searchable.saturating_add(SEARCHED_PER_REFUSAL);
+        if self.searchable < self.by_digest.len() + self.own.len() {
             return;
         }
+        self.searchable = 0;
         let stays = |entry: &Weak<Statement>| {
             entry.upgrade().is_some_and(|statement| !statement.give_up_if_unused(memory))
         };
@@ -67,7 +71,6 @@ impl Tables {
             !entries.is_empty()
         });
         self.own.retain(stays);
-        self.given_up = Some(Instant::now());
     }
 }
 
@@ -125,7 +128,8 @@ impl SharedStatements {
     /// Adds a statement of one client.
     fn add_own(&self, statement: Statement) -> Arc<Statement> {
         let statement = Arc::new(statement);
-        let own = &mut locked(&self.tables).own;
+        let Tables { own, searchable, .. } = &mut *locked(&self.tables);
+        *searchable = searchable.saturating_add(SEARCHED_PER_STATEMENT);
         if own.len() == own.capacity() {
             own.retain(|entry| entry.strong_count() > 0);
         }
@@ -149,7 +153,7 @@ impl SharedStatements {
         under: &Arc<ParseSettings>,
         made: impl FnOnce() -> (SideEffects, Option<Arc<SqlNames>>),
     ) -> Arc<Statement> {
-        let table = &mut locked(&self.tables).by_digest;
+        let Tables { by_digest: table, searchable, .. } = &mut *locked(&self.tables);
         // Sweeping only before the table grows is amortised O(1), and dead entries are at most half of the
         // table.
         if table.len() == table.capacity() {
@@ -159,6 +163,7 @@ impl SharedStatements {
         if let Some(statement) = find_live(candidates, body, under) {
             return statement;
         }
+        *searchable = searchable.saturating_add(SEARCHED_PER_STATEMENT);
         let (side_effects, sql_names) = made();
         let statement = self.new_statement(body, under, side_effects, sql_names);
         let statement = Arc::new(Statement { is_shared: true, ..statement });
