@@ -15,7 +15,7 @@ use pglobby::{
             pending_replies::{Origin, ReplyTracker, Request},
         },
         functions::FunctionEffects,
-        prepared::{PreparedLimits, shared_statements::SharedStatements},
+        prepared::{PreparedLimits, ServerStatements, shared_statements::SharedStatements},
         session_state::Settings,
     },
     wire::{
@@ -170,6 +170,42 @@ fn parse_of_a_known_statement(bencher: Bencher<'_, '_>) {
     table.prepare(&mut server);
     bencher.bench_local(|| table.talk(&mut server, black_box(&request), black_box(&reply)));
     assert!(Arc::strong_count(&table.table) > 1);
+}
+
+/// A statement for which a full server gives up the one used least recently.
+#[divan::bench(args = [200, 10_000])]
+fn statement_on_a_full_server(bencher: Bencher<'_, '_>, statements: usize) {
+    let table = SharedStatements::default();
+    let under = table.settings.of(&Settings::default());
+    let text = |number| format!("SELECT {number}\0\0\0");
+    let all: Vec<_> = (0..=statements)
+        .map(|number| table.intern(text(number).as_bytes(), &under, Default::default))
+        .collect();
+    let mut server = ServerStatements::new(PreparedLimits { statements, bytes: usize::MAX });
+    let mut next = all.iter().cycle();
+    bencher.bench_local(|| {
+        if let Some(oldest) = server.to_evict(1, 0).and_then(|id| server.get(id).cloned()) {
+            server.remove(&oldest);
+        }
+        server.queued(next.next().unwrap(), 1);
+    });
+}
+
+/// A new text, a list of values.
+#[divan::bench(args = [1_000, 8_000, 16_000, 500_000])]
+fn text_of_a_statement(bencher: Bencher<'_, '_>, bytes: usize) {
+    let table = SharedStatements::default();
+    let under = table.settings.of(&Settings::default());
+    let mut text = b"SELECT id FROM orders WHERE id IN (0".to_vec();
+    let mut value = 1_u64;
+    while text.len() < bytes {
+        value = value * 7_919_993 % 10_000_019;
+        text.extend_from_slice(format!(", {value}").as_bytes());
+    }
+    text.extend_from_slice(b")\0\0\0");
+    bencher
+        .counter(BytesCount::new(text.len()))
+        .bench_local(|| table.intern(black_box(&text), &under, Default::default));
 }
 
 /// A read full of rows of this many bytes.

@@ -114,6 +114,19 @@ async fn wire_that_takes_little(proxy: &Proxy, user: &str, password: &str, datab
     wire
 }
 
+/// A text of [`LONG`] bytes that hardly gets shorter by compression.
+fn noise(seed: usize) -> String {
+    const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+    let mut state = seed as u64 + 0x9e37_79b9_7f4a_7c15;
+    let mut letter = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(LETTERS[(state >> 32) as usize % LETTERS.len()])
+    };
+    (0..LONG).map(|_| letter()).collect()
+}
+
 fn query(sql: &str) -> Vec<u8> {
     message(b'Q', &c_string(sql))
 }
@@ -163,7 +176,7 @@ async fn prepares_long_statements(proxy: &Proxy) {
     for session in 0..6 {
         let mut wire = proxy.wire("acme").await;
         for at in 0..8 {
-            let text = format!("SELECT /* {session} {at} {} */ 1", "x".repeat(LONG));
+            let text = format!("SELECT /* {} */ 1", noise(8 * session + at));
             let answers = match at % 2 {
                 0 => send(&mut wire, &[parse(&format!("s{at}"), &text), sync()]).await,
                 _ => wire.query(&format!("PREPARE s{at} AS {text}")).await,

@@ -5,7 +5,7 @@ mod support;
 
 use support::{
     Proxy, Wire,
-    wire::{Message, bind, describe, execute, parse, rows, sync, tags},
+    wire::{Message, bind, close, describe, execute, parse, rows, sync, tags},
 };
 
 async fn send(client: &mut Wire, messages: &[Vec<u8>]) -> Vec<Message> {
@@ -143,4 +143,148 @@ async fn copies_of_a_shared_statement_count_as_well() {
         let answers = send(client, &[bind("", "q", &[]), execute("", 0), sync()]).await;
         assert_eq!(tags(&answers), "2DCZ", "{answers:?}");
     }
+}
+
+/// A query of this length whose text no other has; its row is `name`.
+fn in_list(name: &str, bytes: usize) -> String {
+    let mut text = format!("SELECT '{name}' WHERE 1 IN (1");
+    let mut state =
+        name.bytes().fold(0x9e37_79b9_u64, |state, byte| state.wrapping_mul(31) + u64::from(byte));
+    while text.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        text.push_str(&format!(", {}", state % 10_000_000));
+    }
+    text + ")"
+}
+
+fn run(name: &str) -> Vec<u8> {
+    [bind("", name, &[]), execute("", 0), sync()].concat()
+}
+
+/// Drivers that cache every text kept 20 MB here, and their thirty-fourth statement was refused.
+#[tokio::test]
+async fn forty_statements_of_half_a_megabyte_follow_their_session() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(2).config("max_client_prepared_bytes", "\"16MB\"").start().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    let names: Vec<_> = (0..40).map(|at| format!("s{at}")).collect();
+    for name in &names {
+        let answers = send(&mut client, &[parse(name, &in_list(name, 500_000)), sync()]).await;
+        assert_eq!(tags(&answers), "1Z", "{answers:?}");
+    }
+    // The other one holds now this server, now that one, so that the session goes to and fro.
+    for (at, name) in names.iter().rev().enumerate() {
+        if at % 10 == 0 {
+            client.query("BEGIN").await;
+            other.query("BEGIN").await;
+            client.query("COMMIT").await;
+        }
+        assert_eq!(rows(&send(&mut client, &[run(name)]).await), [[Some(name.clone())]]);
+        if at % 10 == 4 {
+            other.query("COMMIT").await;
+        }
+    }
+    // What is read again has the same meaning as before.
+    let answers = client.query("PREPARE p AS SELECT 1; EXECUTE p").await;
+    assert_eq!(tags(&answers), "CTDCZ", "{answers:?}");
+}
+
+/// The ten-thousandth and first was refused.
+#[tokio::test]
+async fn twelve_thousand_small_statements_follow_their_session() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let mut client = proxy.wire("acme").await;
+    let names: Vec<_> = (0..12_000).map(|at| format!("s{at}")).collect();
+    for names in names.chunks(500) {
+        let mut parses: Vec<_> = names.iter().map(|name| parse(name, &format!("SELECT '{name}'"))).collect();
+        parses.push(sync());
+        assert_eq!(tags(&send(&mut client, &parses).await), "1".repeat(500) + "Z");
+    }
+    for name in names.iter().step_by(97) {
+        assert_eq!(rows(&send(&mut client, &[run(name)]).await), [[Some(name.clone())]]);
+    }
+}
+
+#[tokio::test]
+async fn long_texts_count_as_what_they_take() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(1).config("max_client_prepared_bytes", "\"64kB\"").start().await;
+    let mut client = proxy.wire("acme").await;
+    let text = |name: &str| {
+        let columns: Vec<_> =
+            (0..400).map(|at| format!("'{name}' AS \"reports_report\".\"column_{at}\"")).collect();
+        format!("SELECT '{name}' WHERE ('{}') IS NOT NULL", columns.join(", ").replace('\'', "\'\'"))
+    };
+    assert!(text("s0").len() > 16_000);
+    for at in 0..20 {
+        let name = format!("s{at}");
+        let answers = match at % 2 {
+            0 => send(&mut client, &[parse(&name, &text(&name)), sync()]).await,
+            _ => client.query(&format!("PREPARE {name} AS {}", text(&name))).await,
+        };
+        assert!(!tags(&answers).contains('E'), "{answers:?}");
+    }
+    for at in (0..20).rev() {
+        let name = format!("s{at}");
+        assert_eq!(rows(&send(&mut client, &[run(&name)]).await), [[Some(name)]]);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_parse_fails_its_batch_and_its_transaction_and_the_session_goes_on() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(1).config("max_client_prepared_bytes", "\"6kB\"").start().await;
+    let mut client = proxy.wire("acme").await;
+    for name in ["a", "b", "c"] {
+        assert_eq!(tags(&send(&mut client, &[parse(name, &long(name)), sync()]).await), "1Z");
+    }
+    // What was sent behind it is skipped.
+    let batch = [parse("d", &long("d")), bind("", "d", &[]), execute("", 0), bind("", "a", &[]), sync()];
+    let answers = send(&mut client, &batch).await;
+    assert_eq!((tags(&answers).as_str(), answers[0].sqlstate().as_str()), ("EZ", "53400"));
+    // A transaction has failed as after any other error.
+    client.query("BEGIN").await;
+    let answers = send(&mut client, &batch).await;
+    assert_eq!((tags(&answers).as_str(), answers[1].body.as_slice()), ("EZ", &b"E"[..]));
+    let answers = send(&mut client, &[run("a")]).await;
+    assert_eq!(answers[0].sqlstate(), "25P02");
+    assert_eq!(client.query("ROLLBACK").await.last().unwrap().body, b"I");
+    // There is no such statement, and the others are there.
+    let answers = send(&mut client, &[run("d")]).await;
+    assert_eq!(answers[0].sqlstate(), "26000");
+    for name in ["a", "b", "c"] {
+        assert_eq!(rows(&send(&mut client, &[run(name)]).await), [[Some(name.to_owned())]]);
+    }
+    // What is closed makes room.
+    let answers = send(&mut client, &[close(b'S', "b"), parse("d", &long("d")), run("d")]).await;
+    assert_eq!(tags(&answers), "312DCZ");
+}
+
+/// Servers keep statements that their clients have closed, and nobody could prepare anything any more.
+#[tokio::test]
+async fn texts_that_only_servers_have_take_nobodys_room() {
+    let proxy = Proxy::with_tenant("acme")
+        .pool_size(1)
+        .config("max_prepared_bytes_total", "\"52kB\"")
+        .config("max_prepared_statements", "4")
+        .start()
+        .await;
+    let text = |name: &str| format!("SELECT /* {} */ '{name}'", "x".repeat(7000));
+    let mut client = proxy.wire("acme").await;
+    for round in 0..4 {
+        for name in ["a", "b", "c"] {
+            let answers =
+                send(&mut client, &[parse(name, &text(&format!("{name}{round}"))), run(name)]).await;
+            assert_eq!(tags(&answers), "12DCZ", "{answers:?}");
+        }
+        let (sqlstate, _) = refused(&mut client, &[parse("d", &text("d")), sync()]).await;
+        assert_eq!(sqlstate, "53400");
+        let closes = [close(b'S', "a"), close(b'S', "b"), close(b'S', "c"), sync()];
+        assert_eq!(tags(&send(&mut client, &closes).await), "333Z");
+    }
+    let mut client = proxy.wire("acme").await;
+    let answers = send(&mut client, &[parse("a", &text("a3")), run("a")]).await;
+    assert_eq!(rows(&answers), [[Some("a3".to_owned())]]);
 }

@@ -81,9 +81,9 @@ settings! {
         /// If a database has more function text than this, every transaction is asked what it has left behind.
         functions_inspect_bytes_max: usize = "functions_inspect_max" bytes(16 << 20),
         /// Statements one session may have.
-        client_prepared_statements_max: usize = "max_client_prepared_statements" count(10_000, 1),
-        /// Text of prepared statements one session may have.
-        client_prepared_bytes_max: usize = "max_client_prepared_bytes" bytes(16 << 20),
+        client_prepared_statements_max: usize = "max_client_prepared_statements" count(100_000, 1),
+        /// Memory for prepared statements of one session.
+        client_prepared_bytes_max: usize = "max_client_prepared_bytes" bytes(64 << 20),
         /// Prepared statements in this process; a tenant may prepare as much as it leaves free for others.
         prepared_bytes_max: usize = "max_prepared_bytes_total" bytes(1 << 30),
         /// Requests of one client that may be unanswered before no more is read from it.

@@ -1,6 +1,9 @@
 //! A client's messages: what goes to the server for each of them, and the replies that are then pending.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{
+    ops::{ControlFlow, Deref},
+    sync::Arc,
+};
 
 use super::{
     client_side::{SessionRules, violation},
@@ -104,7 +107,12 @@ impl ClientMessages<'_, '_> {
     }
 
     #[inline]
-    pub(super) fn record_calls(&mut self, text: &[u8], read: &SideEffects, cached: Option<&FoundEffects>) {
+    pub(super) fn record_calls<T: Deref<Target = [u8]>>(
+        &mut self,
+        text: impl Fn() -> T,
+        read: &SideEffects,
+        cached: Option<&FoundEffects>,
+    ) {
         record_calls(text, read, cached, self.rules, self.server);
     }
 
@@ -151,7 +159,7 @@ impl ClientMessages<'_, '_> {
         let knew_settings = self.server.parsing(self.under).is_some();
         self.record(&side_effects, alone);
         self.discard_sequences_before_text(true);
-        self.record_calls(body, &side_effects, None);
+        self.record_calls(|| body, &side_effects, None);
         self.server.record_resets(&side_effects, self.startup, None);
         if side_effects.inspects {
             self.show_prepared_statements(status_known);
@@ -247,7 +255,7 @@ impl ClientMessages<'_, '_> {
         {
             return Ok(flow);
         }
-        let admitted = self.rules.admit(self.statements, 1, name.len() + body.len());
+        let admitted = self.rules.admit_text(self.statements, name, body);
         if let Err(limit) = admitted.and_then(|()| self.rules.admit_settings(&self.server.applied, &read)) {
             return self.reject_over_limit(b'P', limit);
         }
@@ -310,13 +318,9 @@ impl ClientMessages<'_, '_> {
             let side_effects = self.statements.unnamed_side_effects();
             record_side_effects(side_effects, false, self.sequence_use, self.rules, self.server);
             self.discard_sequences_before_text(false);
-            record_calls(
-                self.statements.unnamed_body().unwrap_or_default(),
-                self.statements.unnamed_side_effects(),
-                None,
-                self.rules,
-                self.server,
-            );
+            let body = self.statements.unnamed_body().unwrap_or_default();
+            let read = self.statements.unnamed_side_effects();
+            record_calls(|| body, read, None, self.rules, self.server);
             self.server.record_resets(self.statements.unnamed_side_effects(), self.startup, Some(portal));
             if inspects {
                 self.show_prepared_statements(false);
@@ -341,7 +345,7 @@ impl ClientMessages<'_, '_> {
             return CONTINUE;
         };
         if statement.side_effects.needs_decision()
-            && let Some(flow) = self.guard_bound(&statement.side_effects, statement.body(), whole)?
+            && let Some(flow) = self.guard_bound(&statement.side_effects, &statement.body(), whole)?
         {
             return Ok(flow);
         }
@@ -370,7 +374,7 @@ impl ClientMessages<'_, '_> {
         self.server.statements.counts.binds += 1;
         self.record(&statement.side_effects, false);
         self.discard_sequences_before_text(false);
-        self.record_calls(statement.body(), &statement.side_effects, Some(&statement.found_effects));
+        self.record_calls(|| statement.body(), &statement.side_effects, Some(&statement.found_effects));
         self.server.record_resets(&statement.side_effects, self.startup, Some(portal));
         if statement.side_effects.inspects {
             self.show_prepared_statements(false);
@@ -469,8 +473,8 @@ fn record_side_effects(
 }
 
 #[inline]
-fn record_calls(
-    text: &[u8],
+fn record_calls<T: Deref<Target = [u8]>>(
+    text: impl Fn() -> T,
     read: &SideEffects,
     cached: Option<&FoundEffects>,
     rules: &SessionRules,
@@ -478,7 +482,7 @@ fn record_calls(
 ) {
     let words_hidden = server.lexing().characters != Characters::AsciiSafe;
     if read.checks.contains(StateChecks::CALLERS) {
-        server.checks.makes_callers(&rules.functions, text, words_hidden);
+        server.checks.makes_callers(&rules.functions, &text(), words_hidden);
     }
     if !rules.functions.is_plain() {
         server.checks.record_calls(&rules.functions, text, words_hidden, read, cached);

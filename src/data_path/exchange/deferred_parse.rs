@@ -33,10 +33,7 @@ impl ClientSide {
         let mut body = parse.get(HEADER_BYTES..)?;
         let name = cstr(&mut body).ok()?;
         let free = !name.is_empty() && self.statements.get(name).is_none();
-        if !self.rules.follow
-            || !free
-            || self.rules.admit(&self.statements, 1, name.len() + body.len()).is_err()
-        {
+        if !self.rules.follow || !free || self.rules.admit_text(&self.statements, name, body).is_err() {
             return None;
         }
         self.update_parse_settings();

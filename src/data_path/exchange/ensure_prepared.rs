@@ -123,7 +123,7 @@ impl ClientMessages<'_, '_> {
         if self.server.replies.is_awaited() {
             return Ok(None);
         }
-        self.rules.shared_statements.memory.admits(shared.bytes())?;
+        self.rules.shared_statements.admits(shared.bytes())?;
         let own = self.rules.shared_statements.unshared(shared, &shared.parsed_under);
         self.statements.insert(name, own.clone());
         Ok(Some(own))

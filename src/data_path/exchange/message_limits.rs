@@ -11,7 +11,7 @@ use super::{
 use crate::{
     data_path::{
         memory_limit::{Account, Charge},
-        prepared::{ClientStatements, Statement, UNNAMED_BYTES_KEPT},
+        prepared::{ClientStatements, Statement, UNNAMED_BYTES_KEPT, statement_text::stored_bytes},
         session_state::{Settings, side_effects::SideEffects},
     },
     error::{ClientError, Limit, RequestError},
@@ -36,7 +36,16 @@ pub fn startup_charge(startup: &Settings, memory: &Arc<Account>) -> Result<Charg
 }
 
 impl SessionRules {
-    /// Checks that a client with these statements may prepare `more` of them with `text` bytes.
+    /// Checks that a client with these statements may prepare `body` by this name.
+    pub fn admit_text(&self, statements: &ClientStatements, name: &[u8], body: &[u8]) -> Result<(), Limit> {
+        // What a long text really takes is found out only where its length is too much.
+        self.admit(statements, 1, name.len() + body.len()).or_else(|limit| match stored_bytes(body) {
+            bytes if bytes < body.len() => self.admit(statements, 1, name.len() + bytes),
+            _ => Err(limit),
+        })
+    }
+
+    /// Checks that a client with these statements may prepare `more` of them with `text` stored bytes.
     pub fn admit(&self, statements: &ClientStatements, more: usize, text: usize) -> Result<(), Limit> {
         let bytes = Statement::memory_of(more, text);
         if statements.len() + more > self.statements_max {
@@ -45,7 +54,7 @@ impl SessionRules {
         if statements.bytes() + bytes > self.statements_bytes_max {
             return Err(Limit::StatementBytes);
         }
-        self.shared_statements.memory.admits(bytes)
+        self.shared_statements.admits(bytes)
     }
 
     /// Checks that a session with these settings may run a text that sets parameters.

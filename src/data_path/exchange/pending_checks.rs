@@ -4,7 +4,7 @@
 //! text that may have changed something adds a [`StateChecks`]. After its transaction, before the server
 //! returns to the pool, the server is asked for the result. A transaction without such a text costs nothing.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use crate::{
     data_path::{
@@ -107,22 +107,22 @@ impl PendingChecks {
         }
     }
 
-    /// Records the effects of the functions that a text may call. `read` is what the text itself shows.
-    /// `cached`: a prepared statement's cache for them. `words_hidden`: the text's encoding hides where words
-    /// begin.
+    /// Records the effects of the functions that a text may call. `text` gives the text where it must be read;
+    /// `read` is what the text itself shows. `cached`: a prepared statement's cache for them. `words_hidden`: the
+    /// text's encoding hides where words begin.
     #[cold]
-    pub fn record_calls(
+    pub fn record_calls<T: Deref<Target = [u8]>>(
         &mut self,
         functions: &Arc<FunctionEffects>,
-        text: &[u8],
+        text: impl Fn() -> T,
         words_hidden: bool,
         read: &SideEffects,
         cached: Option<&FoundEffects>,
     ) {
-        let Lookup { state, load, found, changes } = functions.lookup(text, words_hidden, read, cached);
+        let Lookup { state, load, found, changes } = functions.lookup(&text, words_hidden, read, cached);
         match state {
             LoadState::Current => {}
-            LoadState::NotLoaded => self.before_load.get_or_insert_default().push(text, words_hidden),
+            LoadState::NotLoaded => self.before_load.get_or_insert_default().push(&text(), words_hidden),
             LoadState::Changed => self.record(&SideEffects::anything(), false),
         }
         if load {

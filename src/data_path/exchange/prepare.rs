@@ -58,7 +58,7 @@ impl Preparer<'_> {
     pub fn make_room<'m>(&mut self, more: impl IntoIterator<Item = &'m Arc<Statement>>, out: &mut Vec<u8>) {
         let (mut count, mut bytes) = (0, 0);
         for statement in more {
-            (count, bytes) = (count + 1, bytes + statement.body().len());
+            (count, bytes) = (count + 1, bytes + statement.length());
             self.free_name_of(statement, out);
         }
         while let Some(id) = self.statements.to_evict(count, bytes) {
@@ -129,7 +129,7 @@ impl Preparer<'_> {
             let is_sent = replies.track(Request::Parse(Some(Box::new(statement.named(None)))), origin);
             if is_sent {
                 statements.queued(statement, replies.batch());
-                parse(statement.server_name(), statement.body(), out);
+                parse(statement.server_name(), &statement.body(), out);
                 describe_parsed(statement, client_name, origin, replies, out);
             }
             is_sent
@@ -210,7 +210,7 @@ fn prepare_in_sql(
         let _ = replies.track(Request::Bind, origin);
         let _ = replies.track(Request::Execute(Some(Box::new(prepare_effects))), origin);
         statements.queued(statement, replies.batch());
-        parse(b"", statement.body(), out);
+        parse(b"", &statement.body(), out);
         bind(b"", &[], out);
         execute(out);
     }

@@ -92,10 +92,8 @@ impl ClientMessages<'_, '_> {
             b'B' => {
                 let portal = cstr(&mut body).unwrap_or_default();
                 pending.portal_bound(portal);
-                let runs = Self::text_runs_without_restore(
-                    Ok(self.statements.text(cstr(&mut body).unwrap_or_default()).unwrap_or_default()),
-                    pending,
-                );
+                let text = self.statements.text(cstr(&mut body).unwrap_or_default()).unwrap_or_default();
+                let runs = Self::text_runs_without_restore(Ok(&text), pending);
                 if runs {
                     pending.skip_portal = Some(portal.into());
                 }
@@ -104,7 +102,7 @@ impl ClientMessages<'_, '_> {
             b'D' => {
                 body.first() != Some(&b'S') || {
                     let name = cstr(&mut body.get(1..).unwrap_or_default()).unwrap_or_default();
-                    forbids_restore(self.statements.text(name).unwrap_or_default())
+                    forbids_restore(&self.statements.text(name).unwrap_or_default())
                 }
             }
             b'E' => pending.skip_portal.as_deref() == cstr(&mut body).ok(),

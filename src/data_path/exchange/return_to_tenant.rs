@@ -114,7 +114,7 @@ impl ClientMessages<'_, '_> {
     fn return_point_of_bound(&self, mut body: &[u8]) -> Result<ReturnPoint, ClientError> {
         cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
-        Ok(self.statements.text(name).map_or(ReturnPoint::None, |sql| self.return_point_of(sql)))
+        Ok(self.statements.text(name).map_or(ReturnPoint::None, |sql| self.return_point_of(&sql)))
     }
 }
 

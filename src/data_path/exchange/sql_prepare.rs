@@ -21,6 +21,7 @@ use crate::{
             SqlNames, Statement,
             parse_settings::ParseSettings,
             sql_prepare_effects::{PrepareEffect, PrepareEffects, escape_client_name},
+            statement_text::stored_bytes,
         },
         session_state::{side_effects::SideEffects, state_query::StateChecks},
         sql::{self, Discard, Kind},
@@ -148,7 +149,7 @@ impl ClientMessages<'_, '_> {
             let effects = &mut rewritten.prepare_effects.effects;
             let ours = match (&found.kind, known) {
                 (Kind::Prepare { body, .. }, None) => {
-                    (named, bytes) = (named + 1, bytes + found.text.len());
+                    (named, bytes) = (named + 1, bytes + stored_bytes(found.text));
                     self.rules.admit(self.statements, named, bytes)?;
                     let side_effects = found.text.get(body.clone()).unwrap_or_default();
                     let side_effects = SideEffects::read(side_effects, self.server.lexing());
@@ -169,7 +170,7 @@ impl ClientMessages<'_, '_> {
                     }
                     self.record(&statement.side_effects, false);
                     self.record_calls(
-                        statement.body(),
+                        || statement.body(),
                         &statement.side_effects,
                         Some(&statement.found_effects),
                     );
@@ -252,7 +253,7 @@ impl ClientMessages<'_, '_> {
         let (requires, prepare_effects) = sql_names;
         for statement in requires {
             self.record(&statement.side_effects, false);
-            self.record_calls(statement.body(), &statement.side_effects, Some(&statement.found_effects));
+            self.record_calls(|| statement.body(), &statement.side_effects, Some(&statement.found_effects));
         }
         self.ensure_named(Some(sql_names));
         if !prepare_effects.effects.is_empty() {

@@ -107,7 +107,7 @@ impl ClientMessages<'_, '_> {
         match (tag, statement) {
             (b'C', Some(_)) => drop(self.statements.remove(name)),
             (_, Some(statement)) => {
-                if let Some(flow) = self.guard_bound(&statement.side_effects, statement.body(), whole)? {
+                if let Some(flow) = self.guard_bound(&statement.side_effects, &statement.body(), whole)? {
                     return Ok(flow);
                 }
             }

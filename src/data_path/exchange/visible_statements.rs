@@ -13,17 +13,24 @@ impl Preparer<'_> {
     /// A lease begins: closes other sessions' statements that have a client's name.
     #[cold]
     pub fn close_foreign_names(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
-        let others = self.statements.all();
-        let others = others.filter(|statement| statement.has_client_name() && !client.has(statement.id));
-        for id in others.map(|statement| statement.id).collect::<Vec<_>>() {
-            self.close(id, out);
-        }
+        self.close_foreign(client, Statement::has_client_name, out);
     }
 
     /// Closes all statements of other sessions.
     #[cold]
     pub fn close_foreign_statements(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
-        let others = self.statements.all().map(|statement| statement.id).filter(|id| !client.has(*id));
+        self.close_foreign(client, |_| true, out);
+    }
+
+    fn close_foreign(
+        &mut self,
+        client: &ClientStatements,
+        concerned: impl Fn(&Statement) -> bool,
+        out: &mut Vec<u8>,
+    ) {
+        let own = client.ids();
+        let others = self.statements.all().filter(|statement| concerned(statement));
+        let others = others.map(|statement| statement.id).filter(|id| !own.contains(id));
         for id in others.collect::<Vec<_>>() {
             self.close(id, out);
         }

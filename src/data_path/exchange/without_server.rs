@@ -1,6 +1,6 @@
 //! Statements that a client prepares while it holds no server, and the session's change of tenant.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{client_side::ClientSide, return_to_tenant::CurrentTenant};
 use crate::{
@@ -39,14 +39,14 @@ impl ClientSide {
             self.statements.set_unnamed(self.unnamed_serial, body, side_effects, None, Some(under));
             return Ok(());
         }
-        self.rules.admit(&self.statements, 1, name.len() + body.len())?;
+        self.rules.admit_text(&self.statements, name, body)?;
         let statement = self.rules.shared_statements.intern(body, under, || (side_effects, None));
         self.statements.insert(name, statement);
         Ok(())
     }
 
     /// The text of a prepared statement.
-    pub fn prepared_text(&self, name: &[u8]) -> Option<&[u8]> {
+    pub fn prepared_text(&self, name: &[u8]) -> Option<Cow<'_, [u8]>> {
         self.statements.text(name)
     }
 

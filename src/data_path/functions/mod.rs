@@ -18,6 +18,7 @@ pub(crate) mod function_effects;
 mod not_loaded;
 
 use std::{
+    ops::Deref,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -287,13 +288,13 @@ impl FunctionEffects {
         checks.contains(StateChecks::FUNCTIONS) || checks.contains(StateChecks::CALLERS) && !self.is_plain()
     }
 
-    /// Looks up the side effects of the functions that a text may call, and whether it changes them. `read` is
-    /// what the text itself shows. `cache` belongs to a prepared statement.
-    /// `words_hidden`: see [`EffectsByName::find`].
+    /// Looks up the side effects of the functions that a text may call, and whether it changes them. `text` gives
+    /// the text; it is called only where it must be read. `read` is what the text itself shows. `cache` belongs
+    /// to a prepared statement. `words_hidden`: see [`EffectsByName::find`].
     #[cold]
-    pub fn lookup(
+    pub fn lookup<T: Deref<Target = [u8]>>(
         &self,
-        text: &[u8],
+        text: impl Fn() -> T,
         words_hidden: bool,
         read: &SideEffects,
         cache: Option<&FoundEffects>,
@@ -305,7 +306,7 @@ impl FunctionEffects {
             (state.effects.clone(), state.is_current(), state.not_loaded, load, runs_nothing)
         };
         let makes_callers = read.checks.contains(StateChecks::CALLERS);
-        let names_any = || effects.as_ref().is_some_and(|effects| effects.names_any(text, words_hidden));
+        let names_any = || effects.as_ref().is_some_and(|effects| effects.names_any(&text(), words_hidden));
         let changes = makes_callers && current && names_any();
         if runs_nothing && !not_loaded {
             return Lookup { state: LoadState::Current, load, found: None, changes };
@@ -321,13 +322,13 @@ impl FunctionEffects {
                 match &*cache {
                     Some((version, found)) if *version == effects.version => found.clone(),
                     _ => {
-                        let found = effects.find(text, words_hidden).map(Arc::new);
+                        let found = effects.find(&text(), words_hidden).map(Arc::new);
                         *cache = Some((effects.version, found.clone()));
                         found
                     }
                 }
             }
-            None => effects.find(text, words_hidden).map(Arc::new),
+            None => effects.find(&text(), words_hidden).map(Arc::new),
         });
         let changes = changes || found.as_ref().is_some_and(|found| self.may_be_changed_by(found.checks));
         Lookup { state, load, found, changes }
@@ -499,7 +500,7 @@ mod tests {
 
     fn look_up(functions: &FunctionEffects, sql: &str) -> Lookup {
         let read = SideEffects::read(sql.as_bytes(), Lexing::default());
-        functions.lookup(sql.as_bytes(), false, &read, None)
+        functions.lookup(|| sql.as_bytes(), false, &read, None)
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Prepared statements of one client. Pure.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    borrow::Cow,
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
+
+use rustc_hash::FxHashSet;
 
 use super::{SqlNames, Statement, parse_settings::ParseSettings, shared_statements::SharedStatements};
 use crate::{
@@ -14,10 +17,13 @@ use crate::{
     wire::frame::cstr,
 };
 
+/// A statement's name.
+type Name = Box<[u8]>;
+
 /// Prepared statements of one client.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    named: HashMap<Box<[u8]>, Arc<Statement>>,
+    named: HashMap<Name, Arc<Statement>>,
     /// Memory of the named statements with their names in bytes; shared statements count fully.
     bytes: usize,
     /// Memory of the names in bytes.
@@ -33,11 +39,12 @@ pub struct ClientStatements {
 #[derive(Debug, Default)]
 struct Rare {
     /// Names whose Parse has not been sent to any server yet (see `exchange/deferred_parse.rs`).
-    deferred: Vec<Box<[u8]>>,
+    deferred: HashSet<Name>,
     /// Earlier unnamed statements in the current pipeline.
     replaced: VecDeque<UnnamedStatement>,
-    /// Recently removed names: a server may still report that the statement does not exist.
-    removed: VecDeque<(Box<[u8]>, Arc<Statement>)>,
+    /// Recently removed names, with those on servers: a server may still report that the statement does not
+    /// exist.
+    removed: VecDeque<(Name, Name)>,
     /// A named statement was created by PREPARE.
     any_in_sql: bool,
 }
@@ -117,24 +124,24 @@ impl ClientStatements {
     }
 
     /// Returns the text of a statement; an empty name is that of the unnamed one.
-    pub fn text(&self, name: &[u8]) -> Option<&[u8]> {
-        let mut body = if name.is_empty() { self.unnamed_body()? } else { self.get(name)?.body() };
-        cstr(&mut body).ok()
+    pub fn text(&self, name: &[u8]) -> Option<Cow<'_, [u8]>> {
+        if name.is_empty() {
+            return Some(Cow::Borrowed(cstr(&mut self.unnamed_body()?).ok()?));
+        }
+        let body = self.get(name)?.body();
+        Some(Cow::Owned(cstr(&mut &*body).ok()?.to_vec()))
     }
 
-    pub(in crate::data_path) fn has(&self, id: u64) -> bool {
-        self.named.values().any(|statement| statement.id == id)
+    /// Returns the numbers of the named statements.
+    pub(in crate::data_path) fn ids(&self) -> FxHashSet<u64> {
+        self.named.values().map(|statement| statement.id).collect()
     }
 
     /// Returns the client's name for the statement with this server name.
     pub fn name_of(&self, ours: &[u8]) -> Option<&[u8]> {
-        let removed =
-            self.rare.iter().flat_map(|rare| &rare.removed).map(|(name, statement)| (name, statement));
-        self.named
-            .iter()
-            .chain(removed)
-            .find(|(_, statement)| *statement.server_name() == *ours)
-            .map(|(name, _)| &**name)
+        let named = self.named.iter().map(|(name, statement)| (name, statement.server_name()));
+        let removed = self.rare.iter().flat_map(|rare| &rare.removed).map(|(name, ours)| (name, &**ours));
+        named.chain(removed).find(|(_, found)| *found == ours).map(|(name, _)| &**name)
     }
 
     fn rare(&mut self) -> &mut Rare {
@@ -143,7 +150,7 @@ impl ClientStatements {
 
     /// Defers the Parse of that name until a server needs it.
     pub fn defer(&mut self, name: &[u8]) {
-        self.rare().deferred.push(name.into());
+        self.rare().deferred.insert(name.into());
     }
 
     /// Returns whether a Parse is deferred.
@@ -160,9 +167,7 @@ impl ClientStatements {
 
     #[cold]
     fn remove_deferred(&mut self, name: &[u8]) -> bool {
-        let deferred = &mut self.rare().deferred;
-        let found = deferred.iter().position(|deferred| **deferred == *name);
-        found.map(|at| deferred.swap_remove(at)).is_some()
+        self.rare().deferred.remove(name)
     }
 
     /// Called before a request changes the unnamed statement. `may_be_skipped` means that an earlier request
@@ -273,7 +278,7 @@ impl ClientStatements {
         let under = table.settings.of(settings);
         let followed = |statement: &&mut Arc<Statement>| !statement.in_sql && statement.sql_names.is_none();
         for statement in self.named.values_mut().filter(followed) {
-            *statement = table.intern(statement.body(), &under, || (statement.side_effects.clone(), None));
+            *statement = table.intern(&statement.body(), &under, || (statement.side_effects.clone(), None));
         }
     }
 
@@ -358,7 +363,7 @@ impl ClientStatements {
             self.name_bytes -= Self::name_bytes(name);
             let removed = &mut self.rare().removed;
             removed.truncate(REMOVED_MAX - 1);
-            removed.push_front((name.into(), statement.clone()));
+            removed.push_front((name.into(), statement.server_name().into()));
         }
         self.take_deferred(name);
         if self.named.is_empty() {

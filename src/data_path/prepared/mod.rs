@@ -13,9 +13,10 @@ pub mod row_description;
 pub mod server_statements;
 pub mod shared_statements;
 pub mod sql_prepare_effects;
+pub mod statement_text;
 
 use std::sync::{
-    Arc, OnceLock,
+    Arc, Mutex, OnceLock,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -28,10 +29,12 @@ use self::{
     row_description::{RowDescription, has_fixed_description, has_fixed_meaning},
     shared_statements::next_id,
     sql_prepare_effects::{OUR_PREFIX, PrepareEffects},
+    statement_text::{Body, StoredText},
 };
 use crate::{
     data_path::{
         functions::FoundEffects,
+        lock::locked,
         memory_limit::{Account, Charge, PIECE_BYTES},
         session_state::side_effects::SideEffects,
     },
@@ -44,17 +47,18 @@ pub struct Statement {
     pub(super) id: u64,
     /// Its name on servers.
     pub(super) server_name: Box<[u8]>,
-    /// Body of a Parse message after the name: the text, a zero byte, the types.
-    pub(super) body: Box<[u8]>,
-    /// Memory charge.
-    pub(super) charge: Charge,
+    kept: Mutex<Kept>,
+    /// Length of the text.
+    length: usize,
+    /// Memory with the text, in bytes.
+    bytes: usize,
     /// Side effects of the text.
     pub side_effects: SideEffects,
     /// Side effects of the functions that the text calls.
     pub found_effects: FoundEffects,
-    /// Created by SQL PREPARE: `body` is that text with the server's name.
+    /// Created by SQL PREPARE: its text is that one with the server's name.
     pub(super) in_sql: bool,
-    /// Position of the server's name in `body`, and the client's bytes that it replaced.
+    /// Position of the server's name in the text, and the client's bytes that it replaced.
     pub(super) renamed: Option<(usize, Box<[u8]>)>,
     /// Prepared statements that the text itself names in PREPARE, EXECUTE or DEALLOCATE.
     pub sql_names: Option<Arc<SqlNames>>,
@@ -71,19 +75,40 @@ pub struct Statement {
     pub(super) is_shared: bool,
 }
 
+#[derive(Debug)]
+struct Kept {
+    text: StoredText,
+    /// Charge for the statement's memory.
+    charge: Charge,
+    /// How many servers have the statement.
+    servers: usize,
+}
+
 impl Statement {
     pub(super) fn new(
-        body: Box<[u8]>,
+        text: StoredText,
         side_effects: SideEffects,
         under: &Arc<ParseSettings>,
         memory: &Arc<Account>,
     ) -> Self {
-        let id = next_id();
+        Self::numbered(next_id(), text, side_effects, under, memory)
+    }
+
+    /// [`Self::new`] with the number `id`, which its text contains.
+    pub(super) fn numbered(
+        id: u64,
+        text: StoredText,
+        side_effects: SideEffects,
+        under: &Arc<ParseSettings>,
+        memory: &Arc<Account>,
+    ) -> Self {
+        let (length, bytes) = (text.length(), Self::memory_of(1, text.stored_bytes()));
         Self {
             id,
-            server_name: format!("pglobby_{id}").into_bytes().into(),
-            charge: Charge::new(memory, Self::memory_of(1, body.len())),
-            body,
+            server_name: server_name(id),
+            kept: Mutex::new(Kept { text, charge: Charge::new(memory, bytes), servers: 0 }),
+            length,
+            bytes,
             side_effects,
             found_effects: FoundEffects::default(),
             in_sql: false,
@@ -98,9 +123,9 @@ impl Statement {
         }
     }
 
-    /// Completes a statement that a Parse message creates.
-    pub(super) fn parsed(self, sql_names: Option<Arc<SqlNames>>) -> Self {
-        let sql = cstr(&mut &*self.body).unwrap_or_default();
+    /// Completes a statement that a Parse message with this `body` creates.
+    pub(super) fn parsed(self, mut body: &[u8], sql_names: Option<Arc<SqlNames>>) -> Self {
+        let sql = cstr(&mut body).unwrap_or_default();
         let (is_description_checked, has_fixed_meaning) =
             (sql_names.is_none() && has_fixed_description(sql), has_fixed_meaning(sql));
         Self { sql_names, is_description_checked, has_fixed_meaning, ..self }
@@ -113,7 +138,7 @@ impl Statement {
 
     /// Returns the memory of this statement in bytes.
     pub fn bytes(&self) -> usize {
-        Self::memory_of(1, self.body.len())
+        self.bytes
     }
 
     /// Returns the statement with a client's name for it.
@@ -131,9 +156,42 @@ impl Statement {
         self.was_parsed.load(Ordering::Relaxed)
     }
 
-    /// Returns the text, a zero byte and the types.
-    pub fn body(&self) -> &[u8] {
-        &self.body
+    /// Returns the text, a zero byte and the types. Decompresses a long text.
+    pub fn body(&self) -> Body {
+        self.text().body()
+    }
+
+    /// Returns the length of [`Self::body`].
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    pub(super) fn text(&self) -> StoredText {
+        locked(&self.kept).text.clone()
+    }
+
+    /// Called after a server got a reference to the statement.
+    pub(super) fn server_added(&self) {
+        locked(&self.kept).servers += 1;
+    }
+
+    /// Called before a server drops its reference to the statement.
+    pub(super) fn server_removed(&self) {
+        locked(&self.kept).servers -= 1;
+    }
+
+    /// Gives up the text if only servers have the statement. Returns whether it has done so. The caller has
+    /// locked the table from which clients get statements.
+    pub(super) fn give_up_if_unused(self: &Arc<Self>, memory: &Arc<Account>) -> bool {
+        let mut kept = locked(&self.kept);
+        let references_of_servers_and_caller = kept.servers + 1;
+        let is_unused = Arc::strong_count(self) == references_of_servers_and_caller;
+        if is_unused {
+            kept.text = StoredText::given_up();
+            let bytes = Self::memory_of(1, kept.text.stored_bytes());
+            kept.charge.set(memory, bytes);
+        }
+        is_unused
     }
 
     /// Returns the name on servers.
@@ -146,6 +204,11 @@ impl Statement {
     pub fn has_client_name(&self) -> bool {
         !self.server_name.starts_with(OUR_PREFIX)
     }
+}
+
+/// Returns the name on servers of the statement with this number.
+pub(super) fn server_name(id: u64) -> Box<[u8]> {
+    format!("pglobby_{id}").into_bytes().into()
 }
 
 /// A statement whose name was added or removed by a request that may still be skipped.

@@ -3,7 +3,10 @@
 //! A statement is recorded when its request is queued and removed when the server skips it. Until the server
 //! confirms it, it counts only within its batch.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
 
 use rustc_hash::FxHashMap;
 
@@ -23,6 +26,10 @@ pub struct ServerStatements {
     capacity: PreparedLimits,
     /// Counts uses, to find the least recently used statement.
     clock: u64,
+    /// Statements with the time of their last use when this list was made, oldest first. One that has been
+    /// used since is not among the oldest. So a use costs nothing here, and finding the oldest one costs
+    /// O(log n) for each statement that was used or closed since.
+    oldest: VecDeque<(u64, u64)>,
     /// Counts since they were last collected.
     pub counts: StatementCounts,
 }
@@ -49,9 +56,22 @@ pub struct StatementCounts {
 
 #[derive(Debug)]
 struct Entry {
-    pub statement: Arc<Statement>,
-    pub confirmation: Confirmation,
+    statement: Arc<Statement>,
+    confirmation: Confirmation,
     used: u64,
+}
+
+impl Entry {
+    fn new(statement: Arc<Statement>, confirmation: Confirmation, used: u64) -> Self {
+        statement.server_added();
+        Self { statement, confirmation, used }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.statement.server_removed();
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +116,7 @@ impl ServerStatements {
     /// Handles DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.statements.clear();
+        self.oldest.clear();
         (self.bytes, self.client_names) = (0, 0);
     }
 
@@ -163,11 +184,23 @@ impl ServerStatements {
     }
 
     /// Returns the least recently used statement if `more` statements with `bytes` of text exceed a limit.
-    pub fn to_evict(&self, more: usize, bytes: usize) -> Option<u64> {
+    pub fn to_evict(&mut self, more: usize, bytes: usize) -> Option<u64> {
         let PreparedLimits { statements: count_max, bytes: bytes_max } = self.capacity;
         let is_full = self.statements.len() + more > count_max || self.bytes + bytes > bytes_max;
-        let oldest = self.statements.iter().filter(|_| is_full).min_by_key(|(_, entry)| entry.used);
-        oldest.map(|(id, _)| *id)
+        if is_full { self.oldest() } else { None }
+    }
+
+    fn oldest(&mut self) -> Option<u64> {
+        let is_unused_since =
+            |&(used, id): &(u64, u64)| self.statements.get(&id).is_some_and(|entry| entry.used == used);
+        let unused = self.oldest.iter().take_while(|entry| !is_unused_since(entry)).count();
+        self.oldest.drain(..unused);
+        if self.oldest.is_empty() {
+            let mut all: Vec<_> = self.statements.iter().map(|(id, entry)| (entry.used, *id)).collect();
+            all.sort_unstable();
+            self.oldest = all.into();
+        }
+        self.oldest.front().map(|(_, id)| *id)
     }
 
     /// Returns the limit of the number of statements.
@@ -176,9 +209,9 @@ impl ServerStatements {
     }
 
     fn insert(&mut self, statement: &Arc<Statement>, confirmation: Confirmation, used: u64) {
-        self.bytes += statement.body().len();
+        self.bytes += statement.length();
         self.client_names += usize::from(statement.has_client_name());
-        let entry = Entry { statement: statement.clone(), confirmation, used };
+        let entry = Entry::new(statement.clone(), confirmation, used);
         let before = self.statements.insert(statement.id, entry);
         self.uncount(before);
     }
@@ -190,8 +223,8 @@ impl ServerStatements {
     }
 
     fn uncount(&mut self, removed: Option<Entry>) {
-        if let Some(Entry { statement, .. }) = removed {
-            self.bytes -= statement.body().len();
+        if let Some(Entry { statement, .. }) = &removed {
+            self.bytes -= statement.length();
             self.client_names -= usize::from(statement.has_client_name());
         }
     }

@@ -17,24 +17,61 @@ use super::{
     SqlNames, Statement,
     parse_settings::{ParseSettings, ParseSettingsTable},
     row_description::RowDescription,
+    server_name,
     sql_prepare_effects::OUR_PREFIX,
+    statement_text::StoredText,
 };
-use crate::data_path::{
-    lock::locked,
-    memory_limit::{Account, Charge},
-    session_state::side_effects::SideEffects,
+use crate::{
+    data_path::{lock::locked, memory_limit::Account, session_state::side_effects::SideEffects},
+    error::Limit,
 };
 
 /// The statements of one pool, without duplicates.
 #[derive(Debug, Default)]
 pub struct SharedStatements {
-    /// By hash of text and settings. Weak: a statement lives as long as a client or a server has it.
-    by_digest: Mutex<HashMap<u64, Vec<Weak<Statement>>>>,
+    tables: Mutex<Tables>,
     hasher: RandomState,
     /// The settings under which they are parsed.
     pub settings: ParseSettingsTable,
     /// The account for their memory.
     pub memory: Arc<Account>,
+}
+
+/// Weak: a statement lives as long as a client or a server has it.
+#[derive(Debug, Default)]
+struct Tables {
+    /// Shared statements by hash of text and settings.
+    by_digest: HashMap<u64, Vec<Weak<Statement>>>,
+    /// Statements of one client.
+    own: Vec<Weak<Statement>>,
+    /// How many statements may be searched for unused texts: a search is paid for by what made it necessary.
+    searchable: usize,
+}
+
+/// How many statements may be searched for each one that was added.
+const SEARCHED_PER_STATEMENT: usize = 16;
+
+/// How many statements may be searched for each refused one. Takes some 50 µs.
+const SEARCHED_PER_REFUSAL: usize = 1024;
+
+impl Tables {
+    /// Gives up the texts of statements that only servers have, and forgets these statements.
+    #[cold]
+    fn give_up_unused(&mut self, memory: &Arc<Account>) {
+        self.searchable = self.searchable.saturating_add(SEARCHED_PER_REFUSAL);
+        if self.searchable < self.by_digest.len() + self.own.len() {
+            return;
+        }
+        self.searchable = 0;
+        let stays = |entry: &Weak<Statement>| {
+            entry.upgrade().is_some_and(|statement| !statement.give_up_if_unused(memory))
+        };
+        self.by_digest.retain(|_, entries| {
+            entries.retain(stays);
+            !entries.is_empty()
+        });
+        self.own.retain(stays);
+    }
 }
 
 /// The last statement number. Unique in the process: statements of several pools may meet on a server.
@@ -60,12 +97,15 @@ impl SharedStatements {
         named: Range<usize>,
         under: &Arc<ParseSettings>,
     ) -> Arc<Statement> {
-        let mut statement = Statement::new(Box::default(), side_effects, under, &self.memory);
-        let renamed = text.get(named.clone()).unwrap_or_default();
-        let mut body = replaced(text, named.clone(), &statement.server_name);
+        let id = next_id();
+        let mut body = replaced(text, named.clone(), &server_name(id));
         body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
-        statement.renamed = Some((named.start, renamed.into()));
-        self.with_body(statement, body)
+        let renamed = text.get(named.clone()).unwrap_or_default();
+        self.add_own(Statement {
+            in_sql: true,
+            renamed: Some((named.start, renamed.into())),
+            ..Statement::numbered(id, StoredText::new(&body), side_effects, under, &self.memory)
+        })
     }
 
     /// Returns a copy of the statement under its client's own name; `None`: it has it, or cannot.
@@ -75,19 +115,35 @@ impl SharedStatements {
         name: &[u8],
     ) -> Option<Arc<Statement>> {
         let (at, bytes) = statement.renamed.as_ref().filter(|_| may_be_server_name(name))?;
-        let side_effects = statement.side_effects.clone();
-        let mut own = Statement::new(Box::default(), side_effects, &statement.parsed_under, &self.memory);
-        own.server_name = name.into();
-        own.was_parsed = AtomicBool::new(statement.was_parsed());
-        let body = replaced(&statement.body, *at..*at + statement.server_name.len(), bytes);
-        Some(self.with_body(own, body))
+        let body = replaced(&statement.body(), *at..*at + statement.server_name.len(), bytes);
+        let (text, side_effects) = (StoredText::new(&body), statement.side_effects.clone());
+        Some(self.add_own(Statement {
+            server_name: name.into(),
+            was_parsed: AtomicBool::new(statement.was_parsed()),
+            in_sql: true,
+            ..Statement::new(text, side_effects, &statement.parsed_under, &self.memory)
+        }))
     }
 
-    fn with_body(&self, mut statement: Statement, body: Vec<u8>) -> Arc<Statement> {
-        statement.charge = Charge::new(&self.memory, Statement::memory_of(1, body.len()));
-        statement.body = body.into();
-        statement.in_sql = true;
-        Arc::new(statement)
+    /// Adds a statement of one client.
+    fn add_own(&self, statement: Statement) -> Arc<Statement> {
+        let statement = Arc::new(statement);
+        let Tables { own, searchable, .. } = &mut *locked(&self.tables);
+        *searchable = searchable.saturating_add(SEARCHED_PER_STATEMENT);
+        if own.len() == own.capacity() {
+            own.retain(|entry| entry.strong_count() > 0);
+        }
+        own.push(Arc::downgrade(&statement));
+        statement
+    }
+
+    /// Checks that statements of this size may be added. Where they may not, gives up the texts of those
+    /// that only servers have: no session gets them again, and the servers close them in their time.
+    pub fn admits(&self, bytes: usize) -> Result<(), Limit> {
+        self.memory.admits(bytes).or_else(|_| {
+            locked(&self.tables).give_up_unused(&self.memory);
+            self.memory.admits(bytes)
+        })
     }
 
     /// Returns the statement with this Parse body and these settings. Calls `made` if it is new.
@@ -97,7 +153,7 @@ impl SharedStatements {
         under: &Arc<ParseSettings>,
         made: impl FnOnce() -> (SideEffects, Option<Arc<SqlNames>>),
     ) -> Arc<Statement> {
-        let mut table = locked(&self.by_digest);
+        let Tables { by_digest: table, searchable, .. } = &mut *locked(&self.tables);
         // Sweeping only before the table grows is amortised O(1), and dead entries are at most half of the
         // table.
         if table.len() == table.capacity() {
@@ -107,8 +163,9 @@ impl SharedStatements {
         if let Some(statement) = find_live(candidates, body, under) {
             return statement;
         }
+        *searchable = searchable.saturating_add(SEARCHED_PER_STATEMENT);
         let (side_effects, sql_names) = made();
-        let statement = Statement::new(body.into(), side_effects, under, &self.memory).parsed(sql_names);
+        let statement = self.new_statement(body, under, side_effects, sql_names);
         let statement = Arc::new(Statement { is_shared: true, ..statement });
         candidates.retain(|entry| entry.strong_count() > 0);
         candidates.push(Arc::downgrade(&statement));
@@ -123,20 +180,30 @@ impl SharedStatements {
         side_effects: SideEffects,
         sql_names: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
-        Arc::new(Statement::new(body.into(), side_effects, under, &self.memory).parsed(sql_names))
+        self.add_own(self.new_statement(body, under, side_effects, sql_names))
+    }
+
+    fn new_statement(
+        &self,
+        body: &[u8],
+        under: &Arc<ParseSettings>,
+        side_effects: SideEffects,
+        sql_names: Option<Arc<SqlNames>>,
+    ) -> Statement {
+        Statement::new(StoredText::new(body), side_effects, under, &self.memory).parsed(body, sql_names)
     }
 
     /// Returns a copy for one client that continues to use the statement under other settings.
     #[cold]
     pub fn unshared(&self, shared: &Statement, under: &Arc<ParseSettings>) -> Arc<Statement> {
         let side_effects = shared.side_effects.clone();
-        Arc::new(Statement {
+        self.add_own(Statement {
             sql_names: shared.sql_names.clone(),
             is_description_checked: shared.is_description_checked,
             has_fixed_meaning: shared.has_fixed_meaning,
             description: shared.description.clone(),
             was_parsed: AtomicBool::new(shared.was_parsed()),
-            ..Statement::new(shared.body.clone(), side_effects, under, &self.memory)
+            ..Statement::new(shared.text(), side_effects, under, &self.memory)
         })
     }
 
@@ -145,32 +212,32 @@ impl SharedStatements {
     #[cold]
     pub fn with_description(&self, before: &Statement, description: RowDescription) -> Arc<Statement> {
         let under = &before.parsed_under;
-        let mut table = locked(&self.by_digest);
-        let mut candidates =
-            before.is_shared.then(|| table.entry(self.digest(&before.body, under)).or_default());
-        let entry = candidates.as_deref().and_then(|candidates| find_live(candidates, &before.body, under));
-        if let Some(entry) = entry.filter(|entry| entry.description.get() == Some(&description)) {
-            return entry;
-        }
-        let (body, side_effects) = (before.body.clone(), before.side_effects.clone());
-        let statement = Arc::new(Statement {
+        let statement = |description: RowDescription| Statement {
             is_description_checked: true,
             description: description.into(),
             was_parsed: AtomicBool::new(true),
             is_shared: before.is_shared,
-            ..Statement::new(body, side_effects, under, &self.memory)
-        });
-        if let Some(candidates) = &mut candidates {
-            candidates
-                .retain(|entry| entry.upgrade().is_some_and(|entry| !is_of(&entry, &before.body, under)));
-            candidates.push(Arc::downgrade(&statement));
+            ..Statement::new(before.text(), before.side_effects.clone(), under, &self.memory)
+        };
+        if !before.is_shared {
+            return self.add_own(statement(description));
         }
+        let body = before.body();
+        let table = &mut locked(&self.tables).by_digest;
+        let candidates = table.entry(self.digest(&body, under)).or_default();
+        let entry = find_live(candidates, &body, under);
+        if let Some(entry) = entry.filter(|entry| entry.description.get() == Some(&description)) {
+            return entry;
+        }
+        let statement = Arc::new(statement(description));
+        candidates.retain(|entry| entry.upgrade().is_some_and(|entry| !is_of(&entry, &body, under)));
+        candidates.push(Arc::downgrade(&statement));
         statement
     }
 
     /// Returns the statement with this Parse body and these settings, if a client or server has it.
     pub fn find(&self, body: &[u8], under: &Arc<ParseSettings>) -> Option<Arc<Statement>> {
-        find_live(locked(&self.by_digest).get(&self.digest(body, under))?, body, under)
+        find_live(locked(&self.tables).by_digest.get(&self.digest(body, under))?, body, under)
     }
 
     fn digest(&self, body: &[u8], under: &ParseSettings) -> u64 {
@@ -185,7 +252,7 @@ fn find_live(candidates: &[Weak<Statement>], body: &[u8], under: &ParseSettings)
 
 /// Returns whether the statement has this text and these settings.
 fn is_of(statement: &Statement, body: &[u8], under: &ParseSettings) -> bool {
-    statement.parsed_under.id == under.id && *statement.body == *body
+    statement.parsed_under.id == under.id && statement.length == body.len() && *statement.body() == *body
 }
 
 /// Returns whether servers may use this client's name: it needs no quotes and lacks the proxy's prefix.

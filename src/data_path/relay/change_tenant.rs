@@ -237,7 +237,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return };
         let mut out = Vec::new();
         let plan =
-            first_text(&self.session.inbox, &self.session.side).map(|sql| Plan::of(sql, &self.session.side));
+            first_text(&self.session.inbox, &self.session.side).map(|sql| Plan::of(&sql, &self.session.side));
         let reason = match plan {
             Some(Plan::Password(_)) => IdentityError::PasswordInTransaction.into(),
             _ => TenantSwitchError::TransactionBegun.into(),

@@ -12,7 +12,7 @@
 //! BEGIN is answered here and kept, so that the transaction can still choose a tenant. A server gets it
 //! before the first statement that needs a server.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use super::{
     Form, Plan, TenantRequest,
@@ -120,7 +120,7 @@ impl LocalResponder {
     /// Whether a server has to answer the first message. Conservative: may return `false` for such a one.
     #[inline]
     pub fn passes(&self, sent: &[u8], side: &ClientSide) -> bool {
-        self.is_clear() && first_text(sent, side).is_some_and(|sql| is_plain_query(sql, side.lexing()))
+        self.is_clear() && first_text(sent, side).is_some_and(|sql| is_plain_query(&sql, side.lexing()))
     }
 
     /// Answers the messages at the front of `inbox` that need no server. Returns their length in bytes and
@@ -430,7 +430,7 @@ fn forget_unnamed_in_session_mode(side: &mut ClientSide) {
 }
 
 /// The SQL text of the first message; `None` if the message is incomplete or has none.
-pub fn first_text<'a>(sent: &'a [u8], side: &'a ClientSide) -> Option<&'a [u8]> {
+pub fn first_text<'a>(sent: &'a [u8], side: &'a ClientSide) -> Option<Cow<'a, [u8]>> {
     let (tag, length) = header(sent).ok()??;
     let mut body = sent.get(HEADER_BYTES..=length)?;
     match tag {
@@ -442,7 +442,7 @@ pub fn first_text<'a>(sent: &'a [u8], side: &'a ClientSide) -> Option<&'a [u8]> 
         }
         _ => return None,
     }
-    cstr(&mut body).ok()
+    cstr(&mut body).ok().map(Cow::Borrowed)
 }
 
 pub(super) fn aborted() -> ClientError {

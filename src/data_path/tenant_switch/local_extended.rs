@@ -115,7 +115,7 @@ impl LocalResponder {
 }
 
 fn plan_of(name: &[u8], side: &ClientSide) -> Plan {
-    side.prepared_text(name).map_or(Plan::Server, |sql| Plan::of(sql, side))
+    side.prepared_text(name).map_or(Plan::Server, |sql| Plan::of(&sql, side))
 }
 
 fn describe(plan: &Plan, binary: bool, replies: &mut Vec<u8>) {
