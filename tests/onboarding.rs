@@ -3,14 +3,14 @@
 
 mod support;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use pglobby::control_path::{
     admin::{actor::AdminError, tenants},
     onboarding::{
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant},
-        schema_files::SchemaFile,
+        schema_files::{self, SchemaFile},
     },
 };
 use support::{
@@ -20,7 +20,7 @@ use support::{
 };
 
 fn schema(sql: &str) -> Vec<SchemaFile> {
-    vec![SchemaFile { path: PathBuf::from("schema.sql"), sql: sql.to_owned() }]
+    vec![SchemaFile::of_text("schema.sql", sql)]
 }
 
 /// Everything that matters of a tenant's two roles, whoever made them.
@@ -145,6 +145,97 @@ async fn a_schema_file_that_fails_is_told_by_line_and_leaves_nothing() {
     assert!(error.contains("schema.sql:2:8"), "{error}");
     assert_eq!(admin.remains().await, before);
     create(&admin.actor, &tenant("acme")).await.unwrap();
+}
+
+/// What pg_dump writes today, and what one transaction cannot do.
+const DUMP: &str = r"
+\restrict kQ8sV
+
+SET statement_timeout = 0;
+SELECT pg_catalog.set_config('search_path', '', false);
+CREATE TYPE public.mood AS ENUM ('good');
+CREATE TABLE public.notes (id int, note text, mood public.mood);
+COPY public.notes (id, note, mood) FROM stdin;
+1	a;b	good
+2	\N	\N
+\.
+
+ALTER TYPE public.mood ADD VALUE 'bad';
+INSERT INTO public.notes VALUES (3, 'it''s', 'bad');
+CREATE INDEX CONCURRENTLY by_note ON public.notes (note);
+VACUUM public.notes;
+
+\unrestrict kQ8sV
+";
+
+fn file_of(folder: &tempfile::TempDir, name: &str, sql: &str) -> Vec<SchemaFile> {
+    let path = folder.path().join(name);
+    std::fs::write(&path, sql).unwrap();
+    schema_files::read(&[path]).unwrap()
+}
+
+#[tokio::test]
+async fn a_dump_is_a_schema_file_with_psql_and_without() {
+    let admin = Admin::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    // psql reads no text; the file shows that it is psql, by its commands.
+    let with_psql = file_of(&folder, "with psql.sql", &format!("\\set three 3\n{DUMP}\nSELECT :three;\n"));
+    for (name, files) in [("by_psql", with_psql), ("by_us", vec![SchemaFile::of_text("dump.sql", DUMP)])] {
+        let made = create(&admin.actor, &CreateTenant { schema: files, ..tenant(name) }).await.unwrap();
+        let inside = admin.superuser(&made.database).await;
+        let notes = "SELECT string_agg(concat_ws(' ', id, note, mood), ', ' ORDER BY id) FROM notes";
+        assert_eq!(inside.ask(notes).await, "1 a;b good, 2, 3 it's bad");
+        let valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'by_note'::regclass";
+        assert_eq!(inside.ask(valid).await, "t");
+        let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'notes'";
+        assert_eq!(inside.ask(owner).await, made.username);
+    }
+}
+
+#[tokio::test]
+async fn whatever_runs_a_schema_file_says_where_it_fails() {
+    let admin = Admin::new().await;
+    let before = admin.remains().await;
+    let folder = tempfile::tempdir().unwrap();
+    for (sql, place, words) in [
+        (
+            "CREATE TABLE t (a int);\nCREATE TABL x;\nSELECT 1;\n",
+            ":2:8: ",
+            "syntax error at or near \"TABL\" (SQLSTATE 42601)",
+        ),
+        ("SELECT 1;\n\nSELECT 1,\n       nam\nFROM pg_class\nWHERE true;\n", ":4:8: ", "(SQLSTATE 42703)"),
+        ("CREATE TABLE t (a int UNIQUE);\nINSERT INTO t VALUES (7), (7);\n", ":2", "t_a_key"),
+        ("CREATE TABLE t (a int);\nCOPY t FROM stdin;\n1\nx\n\\.\n", "", "(SQLSTATE 22P02)"),
+        ("SELECT 1;\n\\frobnicate\n", ":2", "\\frobnicate"),
+    ] {
+        let files = [file_of(&folder, "schema.sql", sql), vec![SchemaFile::of_text("schema.sql", sql)]];
+        for schema in files {
+            let wanted = CreateTenant { schema, ..tenant("acme") };
+            let error = create(&admin.actor, &wanted).await.expect_err(sql).to_string();
+            assert!(error.contains(&format!("schema.sql{place}")) && error.contains(words), "{error}");
+            assert!(!error.contains("(7)"), "no rows: {error}");
+        }
+    }
+    assert_eq!(admin.remains().await, before);
+}
+
+/// A text may have come over the network; a file is the operator's, as for psql.
+#[tokio::test]
+async fn a_text_runs_no_command_on_this_machine() {
+    let admin = Admin::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let sql = format!("SELECT 1;\n\\! touch '{}'\n", trace.display());
+
+    let wanted = CreateTenant { schema: vec![SchemaFile::of_text("text", &*sql)], ..tenant("acme") };
+    let error = create(&admin.actor, &wanted).await.expect_err("a command").to_string();
+
+    assert!(error.contains(r"text:2:1: \! is a command of psql's"), "{error}");
+    assert!(!trace.exists());
+    create(&admin.actor, &CreateTenant { schema: file_of(&folder, "s.sql", &sql), ..tenant("acme") })
+        .await
+        .unwrap();
+    assert!(trace.exists());
 }
 
 /// A schema file once ran on the administrator's connection under SET ROLE; RESET ROLE was all it needed.

@@ -76,7 +76,7 @@ struct Create {
     /// Name of the database; without it, that of the tenant
     #[arg(long, value_name = "DB")]
     database: Option<String>,
-    /// SQL file to run in the database as the tenant's role; may be repeated
+    /// SQL file to run in the database as the tenant's role, by psql if it is installed; may be repeated
     #[arg(long, value_name = "FILE.sql")]
     schema: Vec<PathBuf>,
     /// Print JSON

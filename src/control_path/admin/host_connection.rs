@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _, TryStreamExt as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{Client, GenericClient, Row, SimpleQueryMessage, error::SqlState, types::ToSql};
@@ -28,6 +29,8 @@ use crate::{
     },
 };
 
+/// Size of the messages with rows.
+const COPY_BYTES: usize = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Waits between attempts to connect to a full host, whose idle servers the nodes were asked to close.
 const PAUSES_FOR_ROOM: [Duration; 4] = [
@@ -294,6 +297,15 @@ impl HostSession {
     /// Runs a text of the tenant or operator as a simple query.
     pub async fn run_text(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         self.client.batch_execute(sql).await
+    }
+
+    /// Runs a COPY … FROM STDIN with its rows.
+    pub async fn copy_text(&self, sql: &str, rows: &str) -> Result<(), tokio_postgres::Error> {
+        let mut sink = pin!(self.client.copy_in(sql).await?);
+        for chunk in rows.as_bytes().chunks(COPY_BYTES) {
+            sink.send(Bytes::copy_from_slice(chunk)).await?;
+        }
+        sink.close().await
     }
 
     /// Runs a text of the operator and appends the result of each statement, `rows_max` rows at most in

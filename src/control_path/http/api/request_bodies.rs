@@ -95,7 +95,8 @@ impl TryFrom<NewTenantBody> for AdminCommand {
         if owner.is_some() {
             return Err(invalid("owner is for a database that is adopted (\"adopt\": true)"));
         }
-        let file = |(at, sql)| SchemaFile { path: format!("schema[{at}]").into(), sql };
+        // psql would run commands of the text on this node.
+        let file = |(at, sql): (usize, String)| SchemaFile::of_text(format!("schema[{at}]"), sql);
         let schema = schema.into_iter().enumerate().map(file).collect();
         Ok(Self::CreateTenant(CreateTenant { name, host, database, template, schema }))
     }
