@@ -14,9 +14,10 @@ use pglobby::control_path::{
     },
 };
 use support::{
-    Cluster,
+    Cluster, Proxy,
     admin::{Admin, Master, Steps, StopAfter, tenant},
     client::sqlstate,
+    proxy::{login_of, password_of},
 };
 
 fn schema(sql: &str) -> Vec<SchemaFile> {
@@ -236,6 +237,50 @@ async fn a_text_runs_no_command_on_this_machine() {
         .await
         .unwrap();
     assert!(trace.exists());
+}
+
+/// Runs one of PostgreSQL's own clients as the login of `tenant`, through the proxy.
+fn tool(proxy: &Proxy, tenant: &str, name: &str, arguments: &[&str]) -> String {
+    let mut command = std::process::Command::new(name);
+    command.env("PGHOST", "127.0.0.1").env("PGPORT", proxy.port().to_string()).env("PGDATABASE", tenant);
+    command.env("PGUSER", login_of(tenant)).env("PGPASSWORD", password_of(tenant));
+    let output = command.args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !said.contains("error"), "{name} {arguments:?}: {said}");
+    said
+}
+
+/// The administrator's default privileges were in it once, which only the administrator may restore.
+#[tokio::test]
+async fn a_tenants_own_dump_is_restored_by_the_tenant() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    proxy.create_login("reader", "known", &["--tenant", "globex", "--read-only"]);
+    let mut old = proxy.client("acme").connect().await;
+    old.run("CREATE SCHEMA hr; CREATE TABLE hr.pay (id serial PRIMARY KEY, e int); INSERT INTO hr.pay (e) VALUES (7)").await;
+    old.run("CREATE VIEW seen AS SELECT e FROM hr.pay; SELECT lo_create(4711)").await;
+    old.leave().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (archive, text) = (folder.path().join("acme.dump"), folder.path().join("acme.sql"));
+    let (archive, text) = (archive.to_str().unwrap(), text.to_str().unwrap());
+    tool(&proxy, "acme", "pg_dump", &["--format=custom", "--file", archive]);
+    tool(&proxy, "acme", "pg_dump", &["--no-owner", "--no-privileges", "--file", text]);
+
+    tool(
+        &proxy,
+        "acme",
+        "pg_restore",
+        &["--clean", "--if-exists", "--exit-on-error", "--dbname", "acme", archive],
+    );
+    let others = ["--no-owner", "--no-privileges", "--exit-on-error", "--dbname", "globex", archive];
+    tool(&proxy, "globex", "pg_restore", &others);
+    let made = proxy.json(&["tenant", "create", "initech", "--schema", text, "--json"]);
+
+    assert_eq!(made["status"], "active");
+    assert_eq!(proxy.behind("initech").await.ask("SELECT e FROM seen").await, "7");
+    assert_eq!(proxy.client("acme").ask("SELECT e FROM seen").await, "7");
+    assert_eq!(proxy.caller("reader", "known", "globex").ask("SELECT e FROM hr.pay").await, "7");
+    let found = proxy.json(&["doctor", "--json"]);
+    assert_eq!(found["findings"], serde_json::json!([]));
 }
 
 /// A schema file once ran on the administrator's connection under SET ROLE; RESET ROLE was all it needed.

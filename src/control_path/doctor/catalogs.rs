@@ -92,6 +92,12 @@ const QUESTIONS: [Question; 12] = [
                    format('ALTER DATABASE %I ALLOW_CONNECTIONS true CONNECTION LIMIT -1', d.datname)
                FROM t JOIN pg_database d ON d.datname = t.database WHERE d.datconnlimit = 0 OR NOT d.datallowconn
                UNION ALL
+               SELECT o.tenant, format('role %I may not connect to its database %I', o.role, d.datname),
+                   format('GRANT CONNECT%s ON DATABASE %I TO %I',
+                          CASE WHEN o.reader THEN '' ELSE ', CREATE, TEMPORARY' END, d.datname, o.role)
+               FROM own o JOIN pg_roles r ON r.rolname = o.role JOIN pg_database d ON d.datname = o.database
+               WHERE NOT has_database_privilege(r.oid, d.oid, 'CONNECT')
+               UNION ALL
                SELECT t.tenant, format('database %I takes no more than %s connections', d.datname, d.datconnlimit),
                    format('ALTER DATABASE %I CONNECTION LIMIT -1', d.datname)
                FROM t JOIN pg_database d ON d.datname = t.database AND pg_get_userbyid(d.datdba) = t.rw

@@ -105,16 +105,21 @@ impl Belongings<'_> {
         Ok(!changed.is_empty() || !self.database_as_made(session).await?.is_empty())
     }
 
-    /// Whether the read-only role has lost its privileges inside the database, as by DROP OWNED.
-    pub async fn reader_has_nothing(&self, session: &HostSession) -> Result<bool, AdminError> {
-        let sql = "SELECT FROM pg_catalog.pg_shdepend s
-                   JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid AND r.rolname = $2
-                   JOIN pg_catalog.pg_database d ON d.oid = s.dbid AND d.datname = $1
-                   WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.deptype = 'a' LIMIT 1";
+    /// Whether the read-only role has lost its privileges inside the database, as by DROP OWNED of either
+    /// role: the default privileges on schemas, tables and sequences go with it.
+    pub async fn reader_has_lost(&self, session: &HostSession) -> Result<bool, AdminError> {
+        let sql = "SELECT count(DISTINCT o.objid) < 3 FROM pg_catalog.pg_shdepend o
+                   JOIN pg_catalog.pg_shdepend a USING (dbid, classid, objid, refclassid)
+                   JOIN pg_catalog.pg_database d ON d.oid = dbid AND d.datname = $1
+                   JOIN pg_catalog.pg_roles w ON w.oid = o.refobjid AND w.rolname = $2
+                   JOIN pg_catalog.pg_roles r ON r.oid = a.refobjid AND r.rolname = $3
+                   WHERE refclassid = 'pg_catalog.pg_authid'::regclass AND o.deptype = 'o' AND a.deptype = 'a'
+                     AND classid = 'pg_catalog.pg_default_acl'::regclass";
         let Some(reader) = self.read_only else { return Ok(false) };
-        let granted =
-            session.query("looking for the reader's rights", sql, &[&self.database, &reader]).await?;
-        Ok(granted.is_empty())
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&self.database, &self.read_write, &reader];
+        let lost = session.query("looking for the reader's rights", sql, &parameters).await?;
+        Ok(lost.first().is_some_and(|row| row.get(0)))
     }
 }
 

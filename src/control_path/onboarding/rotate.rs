@@ -59,6 +59,7 @@ struct Before {
     sealed_ro: Option<Vec<u8>>,
     generation: i64,
     adopted: bool,
+    grants_pending: bool,
 }
 
 /// Gives the tenant's roles new passwords, or leaves the old ones.
@@ -170,7 +171,7 @@ impl Before {
 
 async fn load(actor: &Actor, lock: &TenantLock) -> Result<Before, AdminError> {
     let sql = "SELECT id, status, host, database, username AS read_write, ro_username AS read_only,
-                      sealed_password AS sealed, sealed_ro_password AS sealed_ro, generation, adopted
+                      sealed_password AS sealed, sealed_ro_password AS sealed_ro, generation, adopted, grants_pending
                FROM pglobby.tenants WHERE name = $1 AND status <> 'dropped'";
     let Some(row) = lock.client.query_opt(sql, &[&lock.name]).await? else {
         return Err(missing(actor, &lock.client, &lock.name).await);
@@ -183,7 +184,7 @@ async fn load(actor: &Actor, lock: &TenantLock) -> Result<Before, AdminError> {
         )));
     }
     Ok(from_row!(row => Before {
-        id, status, host, database, read_write, read_only, sealed, sealed_ro, generation, adopted
+        id, status, host, database, read_write, read_only, sealed, sealed_ro, generation, adopted, grants_pending
     }))
 }
 
@@ -270,10 +271,14 @@ async fn verify(
     before: &Before,
     passwords: &Passwords,
 ) -> Result<(), AdminError> {
-    if !before.adopted && before.belongings().reader_has_nothing(session).await? {
+    if !before.grants_pending && before.belongings().reader_has_lost(session).await? {
         let read_only = before.read_only.clone().unwrap_or_default();
         let roles = Roles { read_write: before.read_write.clone(), read_only };
-        grants::grant_inside(&admin.connect_to(&before.database).await?, &roles).await?;
+        let inside = admin.connect_to(&before.database).await?;
+        match before.adopted {
+            true => grants::grant_adopted(&inside, &roles, None).await?,
+            false => grants::grant_inside(&inside, &roles).await?,
+        }
     }
     for (role, password) in before.roles().zip([&passwords.read_write, &passwords.read_only]) {
         admin.prove_login(role, password, &before.database).await?;
