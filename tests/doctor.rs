@@ -44,7 +44,7 @@ async fn ordinary_house(master: Master) -> Admin {
     let superuser = admin.superuser("postgres").await;
     superuser.run("CREATE ROLE old_owner").await;
     if master == Master::Createrole {
-        superuser.run("GRANT old_owner TO modest").await;
+        superuser.run("GRANT old_owner TO modest WITH ADMIN OPTION").await;
     }
     superuser.run("CREATE DATABASE initech OWNER old_owner").await;
     admin.superuser("initech").await.run("CREATE TABLE t (a int); ALTER TABLE t OWNER TO old_owner").await;
@@ -223,6 +223,22 @@ const CHANGED_BEHIND_OUR_BACK: &[Planted] = &[
     ),
     fixed("postgres", "ALTER DATABASE acme SET role = 'acme_ro'", "database_changed", "sets role"),
     fixed("acme", "GRANT EXECUTE ON FUNCTION lo_create(oid) TO PUBLIC", LARGE_OBJECTS, "lo_create"),
+    fixed("acme", "DROP OWNED BY acme_ro", "database_changed", "acme_ro may not connect"),
+    fixed(
+        "acme",
+        "SET ROLE acme_rw; DROP OWNED BY CURRENT_USER; CREATE TABLE public.after_reset (id serial)",
+        "reader_misses",
+        "table public.after_reset",
+    ),
+    // A migration by hand, as the administrator.
+    fixed("acme", "CREATE TABLE by_hand (id serial)", "not_given", "public.by_hand of role master"),
+    // As an earlier pglobby made them.
+    fixed(
+        "acme",
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO acme_ro; ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO acme_rw",
+        "default_privileges",
+        "master",
+    ),
     left(
         "acme",
         "CREATE TABLE w (a int); GRANT UPDATE (a) ON w TO acme_ro",

@@ -149,7 +149,11 @@ async fn to_a_host_that_is_too_old_to_leave_it_to_the_tenants_role_it_is_dumped(
     let admin = Admin::on(logical(), Master::Superuser).await;
     let west = west_on(logical(), &admin.superuser("central").await).await;
     create(&admin.actor, &tenant("acme")).await.unwrap();
-    admin.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
+    admin
+        .superuser("acme")
+        .await
+        .run("SET ROLE acme_rw; CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)")
+        .await;
 
     let moved = move_to(&admin.actor, "west").await.unwrap();
 
@@ -220,7 +224,7 @@ async fn a_tenant_whose_move_died_is_dropped_with_all_that_replicated_it() {
     let west = west(&admin.superuser("central").await).await;
     for step in ["published", "subscribed", "caught up"] {
         create(&admin.actor, &tenant("acme")).await.unwrap();
-        admin.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY)").await;
+        admin.superuser("acme").await.run("SET ROLE acme_rw; CREATE TABLE t (a int PRIMARY KEY)").await;
         let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
@@ -276,7 +280,7 @@ async fn a_schema_that_changes_meanwhile_is_dumped_instead() {
         admin
             .superuser("acme")
             .await
-            .run("CREATE TABLE t (a int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1)")
+            .run("SET ROLE acme_rw; CREATE TABLE t (a int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1)")
             .await;
         let mut operator = admin.another_actor();
         let client = admin.superuser("acme").await;
@@ -325,7 +329,11 @@ async fn a_subscription_that_cannot_connect_is_dumped_instead() {
     let admin = Admin::on(logical().hba(hba), Master::Superuser).await;
     let west = west(&admin.superuser("central").await).await;
     create(&admin.actor, &tenant("acme")).await.unwrap();
-    admin.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
+    admin
+        .superuser("acme")
+        .await
+        .run("SET ROLE acme_rw; CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)")
+        .await;
 
     let moved = move_to(&admin.actor, "west").await.unwrap();
 
@@ -436,7 +444,11 @@ async fn a_master_that_is_no_superuser_there_moves_by_replication_too() {
     );
     admin.superuser("central").await.run(&host).await;
     create(&admin.actor, &tenant("acme")).await.unwrap();
-    admin.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
+    admin
+        .superuser("acme")
+        .await
+        .run("SET ROLE acme_rw; CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)")
+        .await;
 
     let moved = move_to(&admin.actor, "west").await.unwrap();
 

@@ -80,7 +80,7 @@ async fn a_life_among_traps(cluster: Builder, final_dump: bool) {
     assert_harmless(cluster, &OURS, "rotate").await;
 
     // Its database as a template, and its statements as a schema file.
-    let file = SchemaFile { path: "hostile.sql".into(), sql: hostile::TRAPS.to_owned() };
+    let file = SchemaFile::of_text("hostile.sql", hostile::TRAPS);
     let copy = CreateTenant { template: Some("acme".to_owned()), ..tenant("globex") };
     create(&admin.actor, &copy).await.unwrap();
     assert_harmless(cluster, &OURS, "create --template").await;

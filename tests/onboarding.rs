@@ -3,24 +3,25 @@
 
 mod support;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use pglobby::control_path::{
     admin::{actor::AdminError, tenants},
     onboarding::{
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant},
-        schema_files::SchemaFile,
+        schema_files::{self, SchemaFile},
     },
 };
 use support::{
-    Cluster,
+    Cluster, Proxy,
     admin::{Admin, Master, Steps, StopAfter, tenant},
     client::sqlstate,
+    proxy::{login_of, password_of},
 };
 
 fn schema(sql: &str) -> Vec<SchemaFile> {
-    vec![SchemaFile { path: PathBuf::from("schema.sql"), sql: sql.to_owned() }]
+    vec![SchemaFile::of_text("schema.sql", sql)]
 }
 
 /// Everything that matters of a tenant's two roles, whoever made them.
@@ -145,6 +146,141 @@ async fn a_schema_file_that_fails_is_told_by_line_and_leaves_nothing() {
     assert!(error.contains("schema.sql:2:8"), "{error}");
     assert_eq!(admin.remains().await, before);
     create(&admin.actor, &tenant("acme")).await.unwrap();
+}
+
+/// What pg_dump writes today, and what one transaction cannot do.
+const DUMP: &str = r"
+\restrict kQ8sV
+
+SET statement_timeout = 0;
+SELECT pg_catalog.set_config('search_path', '', false);
+CREATE TYPE public.mood AS ENUM ('good');
+CREATE TABLE public.notes (id int, note text, mood public.mood);
+COPY public.notes (id, note, mood) FROM stdin;
+1	a;b	good
+2	\N	\N
+\.
+
+ALTER TYPE public.mood ADD VALUE 'bad';
+INSERT INTO public.notes VALUES (3, 'it''s', 'bad');
+CREATE INDEX CONCURRENTLY by_note ON public.notes (note);
+VACUUM public.notes;
+
+\unrestrict kQ8sV
+";
+
+fn file_of(folder: &tempfile::TempDir, name: &str, sql: &str) -> Vec<SchemaFile> {
+    let path = folder.path().join(name);
+    std::fs::write(&path, sql).unwrap();
+    schema_files::read(&[path]).unwrap()
+}
+
+#[tokio::test]
+async fn a_dump_is_a_schema_file_with_psql_and_without() {
+    let admin = Admin::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    // psql reads no text; the file shows that it is psql, by its commands.
+    let with_psql = file_of(&folder, "with psql.sql", &format!("\\set three 3\n{DUMP}\nSELECT :three;\n"));
+    for (name, files) in [("by_psql", with_psql), ("by_us", vec![SchemaFile::of_text("dump.sql", DUMP)])] {
+        let made = create(&admin.actor, &CreateTenant { schema: files, ..tenant(name) }).await.unwrap();
+        let inside = admin.superuser(&made.database).await;
+        let notes = "SELECT string_agg(concat_ws(' ', id, note, mood), ', ' ORDER BY id) FROM notes";
+        assert_eq!(inside.ask(notes).await, "1 a;b good, 2, 3 it's bad");
+        let valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'by_note'::regclass";
+        assert_eq!(inside.ask(valid).await, "t");
+        let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'notes'";
+        assert_eq!(inside.ask(owner).await, made.username);
+    }
+}
+
+#[tokio::test]
+async fn whatever_runs_a_schema_file_says_where_it_fails() {
+    let admin = Admin::new().await;
+    let before = admin.remains().await;
+    let folder = tempfile::tempdir().unwrap();
+    for (sql, place, words) in [
+        (
+            "CREATE TABLE t (a int);\nCREATE TABL x;\nSELECT 1;\n",
+            ":2:8: ",
+            "syntax error at or near \"TABL\" (SQLSTATE 42601)",
+        ),
+        ("SELECT 1;\n\nSELECT 1,\n       nam\nFROM pg_class\nWHERE true;\n", ":4:8: ", "(SQLSTATE 42703)"),
+        ("CREATE TABLE t (a int UNIQUE);\nINSERT INTO t VALUES (7), (7);\n", ":2", "t_a_key"),
+        ("CREATE TABLE t (a int);\nCOPY t FROM stdin;\n1\nx\n\\.\n", "", "(SQLSTATE 22P02)"),
+        ("SELECT 1;\n\\frobnicate\n", ":2", "\\frobnicate"),
+    ] {
+        let files = [file_of(&folder, "schema.sql", sql), vec![SchemaFile::of_text("schema.sql", sql)]];
+        for schema in files {
+            let wanted = CreateTenant { schema, ..tenant("acme") };
+            let error = create(&admin.actor, &wanted).await.expect_err(sql).to_string();
+            assert!(error.contains(&format!("schema.sql{place}")) && error.contains(words), "{error}");
+            assert!(!error.contains("(7)"), "no rows: {error}");
+        }
+    }
+    assert_eq!(admin.remains().await, before);
+}
+
+/// A text may have come over the network; a file is the operator's, as for psql.
+#[tokio::test]
+async fn a_text_runs_no_command_on_this_machine() {
+    let admin = Admin::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let sql = format!("SELECT 1;\n\\! touch '{}'\n", trace.display());
+
+    let wanted = CreateTenant { schema: vec![SchemaFile::of_text("text", &*sql)], ..tenant("acme") };
+    let error = create(&admin.actor, &wanted).await.expect_err("a command").to_string();
+
+    assert!(error.contains(r"text:2:1: \! is a command of psql's"), "{error}");
+    assert!(!trace.exists());
+    create(&admin.actor, &CreateTenant { schema: file_of(&folder, "s.sql", &sql), ..tenant("acme") })
+        .await
+        .unwrap();
+    assert!(trace.exists());
+}
+
+/// Runs one of PostgreSQL's own clients as the login of `tenant`, through the proxy.
+fn tool(proxy: &Proxy, tenant: &str, name: &str, arguments: &[&str]) -> String {
+    let mut command = std::process::Command::new(name);
+    command.env("PGHOST", "127.0.0.1").env("PGPORT", proxy.port().to_string()).env("PGDATABASE", tenant);
+    command.env("PGUSER", login_of(tenant)).env("PGPASSWORD", password_of(tenant));
+    let output = command.args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !said.contains("error"), "{name} {arguments:?}: {said}");
+    said
+}
+
+/// The administrator's default privileges were in it once, which only the administrator may restore.
+#[tokio::test]
+async fn a_tenants_own_dump_is_restored_by_the_tenant() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    proxy.create_login("reader", "known", &["--tenant", "globex", "--read-only"]);
+    let old = proxy.client("acme").connect().await;
+    old.run("CREATE SCHEMA hr; CREATE TABLE hr.pay (id serial PRIMARY KEY, e int); INSERT INTO hr.pay (e) VALUES (7)").await;
+    old.run("CREATE VIEW seen AS SELECT e FROM hr.pay; SELECT lo_create(4711)").await;
+    old.leave().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (archive, text) = (folder.path().join("acme.dump"), folder.path().join("acme.sql"));
+    let (archive, text) = (archive.to_str().unwrap(), text.to_str().unwrap());
+    tool(&proxy, "acme", "pg_dump", &["--format=custom", "--file", archive]);
+    tool(&proxy, "acme", "pg_dump", &["--no-owner", "--no-privileges", "--file", text]);
+
+    tool(
+        &proxy,
+        "acme",
+        "pg_restore",
+        &["--clean", "--if-exists", "--exit-on-error", "--dbname", "acme", archive],
+    );
+    let others = ["--no-owner", "--no-privileges", "--exit-on-error", "--dbname", "globex", archive];
+    tool(&proxy, "globex", "pg_restore", &others);
+    let made = proxy.json(&["tenant", "create", "initech", "--schema", text, "--json"]);
+
+    assert_eq!(made["status"], "active");
+    assert_eq!(proxy.behind("initech").await.ask("SELECT e FROM seen").await, "7");
+    assert_eq!(proxy.client("acme").ask("SELECT e FROM seen").await, "7");
+    assert_eq!(proxy.caller("reader", "known", "globex").ask("SELECT e FROM hr.pay").await, "7");
+    let found = proxy.json(&["doctor", "--json"]);
+    assert_eq!(found["findings"], serde_json::json!([]));
 }
 
 /// A schema file once ran on the administrator's connection under SET ROLE; RESET ROLE was all it needed.

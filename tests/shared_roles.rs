@@ -303,6 +303,17 @@ async fn a_rotation_undoes_whatever_was_done_to_the_roles() {
                 findings.iter().filter(|finding| finding.check != "reader_makes_large_objects").collect();
             assert!(wrong.is_empty(), "{master:?} {sql}: {wrong:#?}");
         }
+        let inside = admin.superuser("acme").await;
+        for who in ["acme_rw", "acme_ro"] {
+            inside.run(&format!("DROP OWNED BY {who}")).await;
+            rotate(&admin.actor, "acme").await.unwrap();
+            inside
+                .run("SET ROLE acme_rw; DROP TABLE IF EXISTS t; CREATE TABLE t (id serial); RESET ROLE")
+                .await;
+            let reads = "SELECT has_table_privilege('acme_ro', 't', 'SELECT')";
+            assert_eq!(inside.ask(reads).await, "t", "{who}");
+        }
+        inside.leave().await;
         let set = "SELECT count(*) FROM pg_db_role_setting WHERE setrole = 0";
         assert_eq!(superuser.ask(set).await, "0");
         // Timeouts that sessions can live with are the owner's affair.

@@ -104,10 +104,7 @@ impl Run {
                 std::io::stdin().take(schema_files::SCHEMA_FILE_BYTES_MAX).read_to_string(&mut sql)?;
                 Ok(sql)
             }
-            (None, Some(file)) => {
-                let files = schema_files::read(std::slice::from_ref(file))?;
-                Ok(files.into_iter().map(|file| file.sql).collect())
-            }
+            (None, Some(file)) => Ok(schema_files::read_text(file)?),
             (None, None) => Err(Failure::new("name the SQL, or a file with --file")),
         }
     }

@@ -74,6 +74,15 @@ impl PostgresBinaries {
         majors.all(|other| other == Some(major)).then_some(Self { folder, major })
     }
 
+    /// A client program such as `psql` with its major version, searched in the same folders. It counts
+    /// without the server's programs, because many machines have only the clients.
+    pub fn find_client(program: &str) -> Option<(PathBuf, u32)> {
+        named(None).into_iter().chain(folders()).find_map(|folder| {
+            let path = folder.join(program);
+            major_version(&path).map(|major| (path, major))
+        })
+    }
+
     /// The path of one of the programs.
     pub fn program(&self, name: &str) -> PathBuf {
         self.folder.join(name)
@@ -96,15 +105,21 @@ fn named(explicit: Option<&Path>) -> Option<PathBuf> {
         .or_else(|| env::var_os(ENVIRONMENT).filter(|it| !it.is_empty()).map(PathBuf::from))
 }
 
-/// Folders to search, the most likely first.
+/// Folders with `initdb`, the most likely first.
 fn candidates() -> Vec<PathBuf> {
+    let mut folders = folders();
+    folders.retain(|folder| folder.join("initdb").exists());
+    folders
+}
+
+/// Folders to search, the most likely first.
+fn folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = ask_pg_config().into_iter().collect();
     folders.extend(env::var_os("PATH").iter().flat_map(env::split_paths));
     for (parent, prefix, below) in VERSIONED_FOLDERS {
         folders.extend(newest_first(Path::new(parent), prefix).into_iter().map(|folder| folder.join(below)));
     }
     folders.extend(PLAIN_FOLDERS.iter().map(PathBuf::from));
-    folders.retain(|folder| folder.join("initdb").exists());
     folders
 }
 

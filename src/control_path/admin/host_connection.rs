@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _, TryStreamExt as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{Client, GenericClient, Row, SimpleQueryMessage, error::SqlState, types::ToSql};
@@ -28,6 +29,8 @@ use crate::{
     },
 };
 
+/// Size of the messages with rows.
+const COPY_BYTES: usize = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Waits between attempts to connect to a full host, whose idle servers the nodes were asked to close.
 const PAUSES_FOR_ROOM: [Duration; 4] = [
@@ -296,6 +299,15 @@ impl HostSession {
         self.client.batch_execute(sql).await
     }
 
+    /// Runs a COPY … FROM STDIN with its rows.
+    pub async fn copy_text(&self, sql: &str, rows: &str) -> Result<(), tokio_postgres::Error> {
+        let mut sink = pin!(self.client.copy_in(sql).await?);
+        for chunk in rows.as_bytes().chunks(COPY_BYTES) {
+            sink.send(Bytes::copy_from_slice(chunk)).await?;
+        }
+        sink.close().await
+    }
+
     /// Runs a text of the operator and appends the result of each statement, `rows_max` rows at most in
     /// all.
     ///
@@ -381,12 +393,17 @@ impl AdminRights {
     /// GRANT that makes the administrator a member of a role it created, so that it may give the role a
     /// database and act on its objects.
     pub fn join(&self, quoted_role: &str) -> String {
-        if self.superuser {
-            String::new()
-        } else if self.server_version >= MEMBERSHIP_OPTIONS_SINCE {
-            format!("GRANT {quoted_role} TO CURRENT_USER WITH INHERIT TRUE, SET TRUE;\n")
-        } else {
-            format!("GRANT {quoted_role} TO CURRENT_USER;\n")
+        match self.superuser {
+            true => String::new(),
+            false => format!("GRANT {quoted_role} TO CURRENT_USER{};\n", self.membership_options()),
+        }
+    }
+
+    /// The end of a GRANT of a role by which the member has its privileges and may SET ROLE.
+    pub fn membership_options(&self) -> &'static str {
+        match self.server_version >= MEMBERSHIP_OPTIONS_SINCE {
+            true => " WITH INHERIT TRUE, SET TRUE",
+            false => "",
         }
     }
 }

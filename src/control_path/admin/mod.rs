@@ -11,6 +11,7 @@ pub mod hosts;
 pub mod logins;
 pub mod operations;
 pub mod pg_dump;
+pub mod psql;
 pub mod run_on_tenants;
 pub mod tenant_database;
 pub mod tenants;

@@ -51,10 +51,10 @@ pub enum Part {
     AfterRows,
 }
 
-/// The tenant's own role in its database on the new host, as which pg_restore logs in.
+/// A tenant's own role in its database, as which pg_restore and psql log in.
 #[derive(Debug, Clone, Copy)]
 pub struct Restorer<'a> {
-    /// The new host.
+    /// Its host.
     pub host: &'a HostAdmin,
     /// The database.
     pub database: &'a str,
@@ -113,37 +113,7 @@ impl CopyPrograms {
         user: &str,
         password: Option<&SecretString>,
     ) -> Command {
-        let mut command = Command::new(self.binaries.program(name));
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with("PG") {
-                command.env_remove(variable);
-            }
-        }
-        command
-            .env("PGHOST", &host.address)
-            .env("PGPORT", host.port.to_string())
-            .env("PGUSER", user)
-            .env("PGDATABASE", database)
-            .env("PGAPPNAME", "pglobby")
-            .env("PGSSLMODE", host.tls_mode.word())
-            .kill_on_drop(true)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped());
-        match (&host.tls_root_ca, host.tls_mode) {
-            (Some(root_ca), _) => {
-                command.env("PGSSLROOTCERT", root_ca);
-            }
-            // The system's authorities; libpq's own default is a file in the home folder. `system` exists
-            // since version 16.
-            (None, TlsMode::VerifyFull) => {
-                command.env("PGSSLROOTCERT", "system");
-            }
-            (None, _) => {}
-        }
-        if let Some(password) = password {
-            command.env("PGPASSWORD", password.expose_secret());
-        }
-        command
+        client_program(&self.binaries.program(name), host, database, user, password)
     }
 
     /// Writes `database` to a new file that only its owner can read, in pg_dump's custom format. The file
@@ -260,6 +230,47 @@ impl CopyPrograms {
     }
 }
 
+/// A program that connects to `database` by libpq's environment variables. None of the caller's own is kept.
+pub(super) fn client_program(
+    program: &Path,
+    host: &HostAdmin,
+    database: &str,
+    user: &str,
+    password: Option<&SecretString>,
+) -> Command {
+    let mut command = Command::new(program);
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("PG") {
+            command.env_remove(variable);
+        }
+    }
+    command
+        .env("PGHOST", &host.address)
+        .env("PGPORT", host.port.to_string())
+        .env("PGUSER", user)
+        .env("PGDATABASE", database)
+        .env("PGAPPNAME", "pglobby")
+        .env("PGSSLMODE", host.tls_mode.word())
+        .kill_on_drop(true)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    match (&host.tls_root_ca, host.tls_mode) {
+        (Some(root_ca), _) => {
+            command.env("PGSSLROOTCERT", root_ca);
+        }
+        // The system's authorities; libpq's own default is a file in the home folder. `system` exists
+        // since version 16.
+        (None, TlsMode::VerifyFull) => {
+            command.env("PGSSLROOTCERT", "system");
+        }
+        (None, _) => {}
+    }
+    if let Some(password) = password {
+        command.env("PGPASSWORD", password.expose_secret());
+    }
+    command
+}
+
 /// Lines of an archive's list that name the objects to restore: `3; 3079 16385 EXTENSION - pg_trgm`.
 fn still_to_make(list: &str, made: &[u32]) -> String {
     let there = |line: &str| {
@@ -333,7 +344,7 @@ fn without_restriction(text: &str) -> String {
 }
 
 /// `--dbname` takes a connection string, and a database name with `=` would be read as one.
-fn connection_string(database: &str) -> String {
+pub(super) fn connection_string(database: &str) -> String {
     format!("dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'"))
 }
 
@@ -369,7 +380,7 @@ fn own_words(stderr: &[u8]) -> String {
     own.join("; ").chars().take(TOLD_BYTES_MAX).collect()
 }
 
-fn not_started(program: &str, error: &std::io::Error) -> AdminError {
+pub(super) fn not_started(program: &str, error: &std::io::Error) -> AdminError {
     AdminError::Refused(format!("{program} could not be run: {error}"))
 }
 

@@ -219,11 +219,16 @@ fn session_settings(config: &Config) -> tokio_postgres::Config {
 const DETAIL_SHOWN: [&str; 14] =
     ["08", "0A", "0L", "0P", "25", "28", "2B", "3D", "42", "53", "54", "55", "57", "58"];
 
+/// Whether DETAIL and HINT of an error with this SQLSTATE are free of row contents.
+pub fn detail_is_shown(sqlstate: &str) -> bool {
+    sqlstate.get(..2).is_some_and(|class| DETAIL_SHOWN.contains(&class))
+}
+
 /// The text of a server error without row contents. Every error of PostgreSQL that is printed, logged,
 /// recorded or answered goes through here.
 pub fn said(error: &DbError) -> String {
     let mut words = error.message().to_owned();
-    let is_shown = error.code().code().get(..2).is_some_and(|class| DETAIL_SHOWN.contains(&class));
+    let is_shown = detail_is_shown(error.code().code());
     for (title, more) in [("DETAIL", error.detail()), ("HINT", error.hint())] {
         if let Some(more) = more.filter(|_| is_shown) {
             words.push_str(&format!("\n{title}: {more}"));

@@ -23,7 +23,7 @@ pub(super) async fn apply(actor: &Actor, finding: &Finding) -> Result<(), AdminE
                 Some(database) => admin.connect_to(database).await?,
                 None => admin.connect().await?,
             };
-            session.run(sql, sql).await?;
+            session.run(format!("correcting {}", finding.check), sql).await?;
         }
         Fix::Central { sql } => actor.central.client().await?.batch_execute(sql).await?,
         Fix::Rotate { tenant } => {

@@ -29,6 +29,9 @@ use crate::control_path::{
 /// Tenants examined at a time; each uses one or two connections to its host.
 const TENANTS_AT_ONCE: usize = 4;
 
+/// How often `--fix` fixes and looks again: what is inside a database shows when its roles can enter it.
+const ROUNDS: usize = 2;
+
 /// A finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
@@ -85,6 +88,10 @@ struct CheckedTenant {
     sealed_ro: Option<Vec<u8>>,
     suspended: bool,
     adopted: bool,
+    grants_pending: bool,
+    role_given: bool,
+    /// The operator chose that its role does not act as the owners.
+    rows_only: bool,
 }
 
 /// Examines `wanted` tenants (empty: all), hosts and the central database; applies safe fixes if `fix`.
@@ -92,29 +99,33 @@ struct CheckedTenant {
 /// # Errors
 /// The central database, or a tenant that does not exist. A host that cannot be reached is a finding.
 pub async fn examine(actor: &Actor, wanted: &[String], fix: bool) -> Result<Report, AdminError> {
-    let before = look(actor, wanted).await?;
-    if !fix || before.findings.iter().all(|finding| finding.fix.is_none()) {
-        return Ok(before);
-    }
-    let mut refused = BTreeMap::new();
-    for finding in &before.findings {
-        if let Err(error) = self::fix::apply(actor, finding).await {
-            refused.insert((finding.check.clone(), finding.detail.clone()), error.to_string());
+    let mut report = look(actor, wanted).await?;
+    let (mut tried, mut refused) = (Vec::new(), BTreeMap::new());
+    let key = |finding: &Finding| (finding.check.clone(), finding.detail.clone());
+    for _ in 0..if fix { ROUNDS } else { 0 } {
+        let fixable = report.findings.iter().filter(|finding| finding.fix.is_some());
+        let fixable: Vec<Finding> =
+            fixable.filter(|finding| !refused.contains_key(&key(finding))).cloned().collect();
+        if fixable.is_empty() {
+            break;
         }
+        for finding in &fixable {
+            if let Err(error) = self::fix::apply(actor, finding).await {
+                refused.insert(key(finding), error.to_string());
+            }
+        }
+        tried.extend(fixable);
+        report = look(actor, wanted).await?;
     }
-    let mut after = look(actor, wanted).await?;
-    for finding in &mut after.findings {
-        if let Some(why) = refused.get(&(finding.check.clone(), finding.detail.clone())) {
+    for finding in &mut report.findings {
+        if let Some(why) = refused.get(&key(finding)) {
             finding.mend = format!("{} (--fix could not: {why})", finding.mend);
         }
     }
-    let left: Vec<(&str, &str)> =
-        after.findings.iter().map(|finding| (finding.check.as_str(), finding.detail.as_str())).collect();
-    after.fixed = before.findings;
-    after.fixed.retain(|finding| {
-        finding.fixable && !left.contains(&(finding.check.as_str(), finding.detail.as_str()))
-    });
-    Ok(after)
+    let left: Vec<_> = report.findings.iter().map(key).collect();
+    tried.retain(|finding| !left.contains(&key(finding)));
+    report.fixed = tried;
+    Ok(report)
 }
 
 async fn look(actor: &Actor, wanted: &[String]) -> Result<Report, AdminError> {
@@ -184,7 +195,9 @@ async fn look_at_host(
 async fn checked_tenants(client: &Client) -> Result<BTreeMap<String, Vec<CheckedTenant>>, AdminError> {
     let sql = "SELECT h.name AS host, t.id, t.name, t.database, t.username AS read_write,
                       t.ro_username AS read_only, t.sealed_password AS sealed,
-                      t.sealed_ro_password AS sealed_ro, t.status = 'suspended' AS suspended, t.adopted
+                      t.sealed_ro_password AS sealed_ro, t.status = 'suspended' AS suspended, t.adopted, t.grants_pending,
+                      t.role_given, coalesce((SELECT o.arguments ->> 'ownership' = 'none' FROM pglobby.operations o
+                          WHERE o.tenant_id = t.id AND o.kind = 'adopt' ORDER BY o.id DESC LIMIT 1), false) AS rows_only
                FROM pglobby.hosts h
                LEFT JOIN pglobby.tenants t ON t.host = h.name AND t.status IN ('active', 'suspended')
                ORDER BY h.name, t.name";
@@ -200,7 +213,8 @@ async fn checked_tenants(client: &Client) -> Result<BTreeMap<String, Vec<Checked
 
 fn checked(row: &Row) -> CheckedTenant {
     from_row!(row => CheckedTenant {
-        id, name, database, read_write, read_only, sealed, sealed_ro, suspended, adopted
+        id, name, database, read_write, read_only, sealed, sealed_ro, suspended, adopted, grants_pending,
+        role_given, rows_only
     })
 }
 

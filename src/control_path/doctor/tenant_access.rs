@@ -9,7 +9,10 @@ use crate::control_path::{
         actor::{Actor, AdminError},
         host_connection::{HostAdmin, HostSession},
     },
-    onboarding::{grants, names::shell_word},
+    onboarding::{
+        grants::{self, Missing},
+        names::{ident, shell_word},
+    },
     secrets::seal::{SealError, SecretLocation},
 };
 
@@ -110,6 +113,14 @@ async fn own_database(
     }
     let may = reader_privileges(&session).await;
     let mut findings: Vec<_> = large_objects(admin, checked, role, &session).await.into_iter().collect();
+    match grants_inside(admin, checked, role, &session).await {
+        Ok(found) => findings.extend(found),
+        Err(error) => {
+            let mend = "fix that and run the doctor again";
+            findings
+                .push(Finding::new("login_fails", error.to_string(), mend).of(&checked.name).on(&admin.name));
+        }
+    }
     findings.extend(match may {
         Ok(may) if may.is_empty() => None,
         Ok(may) => {
@@ -123,6 +134,89 @@ async fn own_database(
         }
     });
     findings
+}
+
+/// Names of a list for a finding.
+const EXAMPLES: usize = 3;
+
+fn examples(all: &[Missing]) -> String {
+    let first: Vec<&str> = all.iter().take(EXAMPLES).map(|missing| missing.what.as_str()).collect();
+    match all.len() {
+        count if count > EXAMPLES => format!("{}, … ({count} in all)", first.join(", ")),
+        _ => first.join(", "),
+    }
+}
+
+/// Checks what the tenant's roles may use in its database, now and later, and what of it would make the
+/// tenant's own dump fail. Called after [`reader_privileges`], which sets the search path.
+async fn grants_inside(
+    admin: &HostAdmin,
+    checked: &CheckedTenant,
+    reader: &str,
+    session: &HostSession,
+) -> Result<Vec<Finding>, AdminError> {
+    let mut findings = Vec::new();
+    if checked.adopted && !checked.rows_only {
+        findings.extend(not_owned(admin, checked, session).await?);
+    }
+    if checked.grants_pending {
+        return Ok(findings);
+    }
+    let finding = |check: &str, detail: String, statements: Vec<String>| {
+        let mend = format!("in the tenant's database: {}", statements.first().cloned().unwrap_or_default());
+        let mend = if statements.len() > 1 { mend + "; …" } else { mend };
+        let finding = Finding::new(check, detail, &mend).of(&checked.name).on(&admin.name);
+        finding.fixed_on_host(Some(&checked.database), statements.join(";\n"))
+    };
+    let statements = |all: Vec<Missing>| all.into_iter().map(|missing| missing.statement).collect();
+    let writer = &checked.read_write;
+    // In an adopted database others' tables are the rule.
+    if !checked.adopted {
+        let roles = [writer.as_str(), reader];
+        let revoked = grants::defaults_of_administrator(session, &roles, &admin.user).await?;
+        if !revoked.is_empty() {
+            let detail = format!(
+                "default privileges of the host's administrator {:?} for the tenant's roles are in database {:?}: they are in \
+                 the tenant's own dump, and its role may not restore them",
+                admin.user, checked.database
+            );
+            findings.push(finding("default_privileges", detail, revoked));
+        }
+        let given = grants::not_given(session, writer, reader).await?;
+        if !given.is_empty() {
+            let detail = format!("role {writer:?} may not use {}", examples(&given));
+            findings.push(finding("not_given", detail, statements(given)));
+        }
+    }
+    let misses = grants::reader_misses(session, writer, reader).await?;
+    if !misses.is_empty() {
+        let detail = format!("read-only role {reader:?} may not use {}", examples(&misses));
+        findings.push(finding("reader_misses", detail, statements(misses)));
+    }
+    Ok(findings)
+}
+
+async fn not_owned(
+    admin: &HostAdmin,
+    checked: &CheckedTenant,
+    session: &HostSession,
+) -> Result<Option<Finding>, AdminError> {
+    let tables = grants::not_owned(session, &checked.read_write).await?;
+    if tables.is_empty() {
+        return Ok(None);
+    }
+    let (role, name) = (&checked.read_write, shell_word(&checked.name));
+    let detail = format!(
+        "role {role:?} may not alter {} in database {:?}: migrations of them fail (must be owner)",
+        tables.join(", "),
+        checked.database
+    );
+    let mend = format!(
+        "pglobby tenant drop {name} (the database stays) and adopt it again with --ownership transfer, or with --ownership none to \
+         leave it so; or, if the owner is an ordinary role of this database alone: GRANT it to {}",
+        ident(role)
+    );
+    Ok(Some(Finding::new("not_owned", detail, &mend).of(&checked.name).on(&admin.name)))
 }
 
 /// Called after [`reader_privileges`], which sets the search path.

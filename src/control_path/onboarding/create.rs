@@ -13,9 +13,12 @@ use super::{
     operation::Passwords,
     reown,
     roles::Roles,
-    schema_files::{self, SchemaFile},
+    schema_files::SchemaFile,
 };
-use crate::control_path::admin::actor::{Actor, AdminError};
+use crate::control_path::admin::{
+    actor::{Actor, AdminError},
+    pg_dump::Restorer,
+};
 
 /// A template with connections cannot be copied. The server waits 5 s at each attempt.
 const TEMPLATE_WAIT: Duration = Duration::from_secs(60);
@@ -73,7 +76,7 @@ impl DatabaseSource for CreateTenant {
         passwords: &Passwords,
     ) -> Result<Made, AdminError> {
         refuse_taken(work, database).await?;
-        let roles = work.make_roles(passwords).await?;
+        let roles = work.make_roles(passwords, None).await?;
         work.record("roles").await?;
 
         create_database(work, database, self.template.as_deref(), &roles).await?;
@@ -97,15 +100,14 @@ impl DatabaseSource for CreateTenant {
         work.record("granted").await?;
 
         for (index, file) in self.schema.iter().enumerate() {
-            let tenant =
-                work.admin.connect_as(&roles.read_write, Some(&passwords.read_write), database, "").await?;
-            schema_files::load(&tenant, file).await?;
+            let (role, password) = (&roles.read_write, &passwords.read_write);
+            file.load(&Restorer { host: &work.admin, database, role, password }).await?;
             work.record(&format!("schema {}", index + 1)).await?;
         }
         work.verify_logins(database, &roles, passwords).await?;
         work.record("verified").await?;
         let sealed = passwords.seal(work.actor, work.operation.tenant_id)?;
-        Ok(Made { roles, sealed })
+        Ok(Made { roles, sealed, adoption: None, role_given: false })
     }
 }
 

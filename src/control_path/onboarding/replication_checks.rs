@@ -18,7 +18,8 @@ WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT LIKE 'pg\_%' 
                   WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 HAVING count(*) > 0";
 
-/// Checks in the tenant's database on the old host. `$1`: the administrator is a superuser.
+/// Checks in the tenant's database on the old host. `$1`: the administrator is a superuser; `$2`: the tenant's
+/// role.
 const HERE: &str = r"
 WITH tables AS (
     SELECT c.*, pg_catalog.format('%I.%I', n.nspname, c.relname) AS named
@@ -58,6 +59,8 @@ SELECT why FROM (
     FROM pg_catalog.pg_extension WHERE extconfig IS NOT NULL LIMIT 1)
     UNION ALL (SELECT 12, pg_catalog.format('table %s has row security, and the old host''s administrator is no superuser', named)
     FROM tables WHERE NOT $1 AND relrowsecurity ORDER BY named LIMIT 1)
+    UNION ALL (SELECT 13, pg_catalog.format('table %s may not be read by the tenant''s role, as which it is copied', named)
+    FROM tables WHERE relkind = 'r' AND NOT pg_catalog.has_table_privilege($2, oid, 'SELECT') ORDER BY named LIMIT 1)
 ) AS obstacles (place, why) ORDER BY place LIMIT 1";
 
 /// Tables of which a dump would miss rows.
@@ -106,12 +109,13 @@ pub(super) async fn look(
             source.admin.name, target.name
         )));
     }
-    for (session, sql) in [(origin, HERE), (there, THERE)] {
-        let AdminRights { superuser, .. } = session.rights().await?;
-        let found = session.texts("looking for what is in the way", sql, &[&superuser]).await;
-        if let Some(why) = found?.into_iter().next() {
-            return Err(Stopped::Unsuitable(why));
-        }
+    let doing = "looking for what is in the way";
+    let AdminRights { superuser, .. } = origin.rights().await?;
+    let here = origin.texts(doing, HERE, &[&superuser, &source.roles.read_write]).await?;
+    let AdminRights { superuser, .. } = there.rights().await?;
+    let there = there.texts(doing, THERE, &[&superuser]).await?;
+    match here.into_iter().chain(there).next() {
+        Some(why) => Err(Stopped::Unsuitable(why)),
+        None => Ok(()),
     }
-    Ok(())
 }

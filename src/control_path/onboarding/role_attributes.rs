@@ -23,6 +23,8 @@ pub struct Belongings<'a> {
     pub read_write: &'a str,
     /// The read-only role, if there is one.
     pub read_only: Option<&'a str>,
+    /// pglobby did not make the role that owns it; its attributes are left alone.
+    pub role_given: bool,
 }
 
 /// Statements that undo changes of the database: CONNECT, and settings that decide the role of a session or
@@ -69,11 +71,13 @@ WHERE r.rolname IN ($2, $3) AND (
                 AND 'default_transaction_read_only=on' = ANY (c.setconfig))))";
 
 impl Belongings<'_> {
+    /// Those that pglobby made.
     fn roles(&self) -> impl Iterator<Item = &str> {
-        [Some(self.read_write), self.read_only].into_iter().flatten()
+        let read_write = Some(self.read_write).filter(|_| !self.role_given);
+        [read_write, self.read_only].into_iter().flatten()
     }
 
-    /// Statements that restore the roles, passwords aside. Both may log in.
+    /// Statements that restore the roles that pglobby made, passwords aside. They may log in.
     pub fn roles_as_made(&self) -> String {
         let database = ident(self.database);
         let as_made = |role: &str| {
@@ -105,16 +109,21 @@ impl Belongings<'_> {
         Ok(!changed.is_empty() || !self.database_as_made(session).await?.is_empty())
     }
 
-    /// Whether the read-only role has lost its privileges inside the database, as by DROP OWNED.
-    pub async fn reader_has_nothing(&self, session: &HostSession) -> Result<bool, AdminError> {
-        let sql = "SELECT FROM pg_catalog.pg_shdepend s
-                   JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid AND r.rolname = $2
-                   JOIN pg_catalog.pg_database d ON d.oid = s.dbid AND d.datname = $1
-                   WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.deptype = 'a' LIMIT 1";
+    /// Whether the read-only role has lost its privileges inside the database, as by DROP OWNED of either
+    /// role: the default privileges on schemas, tables and sequences go with it.
+    pub async fn reader_has_lost(&self, session: &HostSession) -> Result<bool, AdminError> {
+        let sql = "SELECT count(DISTINCT o.objid) < 3 FROM pg_catalog.pg_shdepend o
+                   JOIN pg_catalog.pg_shdepend a USING (dbid, classid, objid, refclassid)
+                   JOIN pg_catalog.pg_database d ON d.oid = dbid AND d.datname = $1
+                   JOIN pg_catalog.pg_roles w ON w.oid = o.refobjid AND w.rolname = $2
+                   JOIN pg_catalog.pg_roles r ON r.oid = a.refobjid AND r.rolname = $3
+                   WHERE refclassid = 'pg_catalog.pg_authid'::regclass AND o.deptype = 'o' AND a.deptype = 'a'
+                     AND classid = 'pg_catalog.pg_default_acl'::regclass";
         let Some(reader) = self.read_only else { return Ok(false) };
-        let granted =
-            session.query("looking for the reader's rights", sql, &[&self.database, &reader]).await?;
-        Ok(granted.is_empty())
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&self.database, &self.read_write, &reader];
+        let lost = session.query("looking for the reader's rights", sql, &parameters).await?;
+        Ok(lost.first().is_some_and(|row| row.get(0)))
     }
 }
 
