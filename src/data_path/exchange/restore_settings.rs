@@ -36,13 +36,12 @@ type Setter = (usize, &'static [u8], &'static [u8]);
 const PARAMETER: Setter = (0, b"pglobby_set", b"SELECT pg_catalog.set_config($1, $2, false)");
 
 /// Sets the role. The client's request follows in the same write and must not run with the login's own
-/// rights. So the server terminates itself if it would reject the role.
+/// rights. So the server ends the session if it rejects the role: `exit_on_error` makes its error a FATAL one,
+/// until the Sync. No catalog is asked, because a host may hide those that say who is a member of which role.
 const ROLE: Setter = (
     1,
     b"pglobby_role",
-    b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $2::text \
-      AND pg_catalog.pg_has_role(session_user, oid, 'MEMBER')) THEN pg_catalog.set_config($1, $2, false) \
-      ELSE pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())::text END",
+    b"SELECT pg_catalog.set_config('exit_on_error', 'on', true), pg_catalog.set_config($1, $2, false)",
 );
 
 const SETTERS: [Setter; 2] = [PARAMETER, ROLE];

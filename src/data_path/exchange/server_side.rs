@@ -21,7 +21,7 @@ use crate::{
         },
         session_state::{
             Settings, channels::NotificationFilter, parameter_status::ReportedParameters, pins::Pins,
-            state_query::StateChecks,
+            server_role::ServerRole, state_query::StateChecks,
         },
         sql::Lexing,
     },
@@ -56,6 +56,8 @@ pub struct ServerSide {
     pub statements: ServerStatements,
     /// The settings that the server has, as far as the proxy knows.
     pub applied: Arc<Settings>,
+    /// The role that it runs as.
+    pub role: ServerRole,
     /// What the present transaction may have changed.
     pub checks: PendingChecks,
     /// The session has set parameters with unknown names, and has not reset all settings since.
@@ -122,6 +124,7 @@ impl ServerSide {
     /// A server that has just been opened, with the parameters that it reported.
     pub fn new(reported: ReportedParameters, prepared_max: PreparedLimits) -> Self {
         Self {
+            role: ServerRole::new(&reported),
             statements: ServerStatements::new(prepared_max),
             settings_answer: Some(Settings::default()),
             lexing: lexing(&reported),
@@ -129,6 +132,11 @@ impl ServerSide {
             parameters_changed: true,
             ..Self::default()
         }
+    }
+
+    /// Whether the session is another login than the server was opened with.
+    pub fn has_other_login(&self) -> bool {
+        self.role.has_other_login(&self.reported)
     }
 
     /// Whether a message has arrived in part. Nothing may be written to the client between its parts.

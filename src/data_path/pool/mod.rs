@@ -8,6 +8,7 @@
 mod connect_backoff;
 mod connect_turns;
 mod connector;
+mod hidden_catalogs;
 pub mod host_budget;
 mod host_connecting;
 mod idle_servers;
@@ -42,6 +43,7 @@ pub use self::stats::SessionCount;
 pub use self::tenant_pools::{BeforeFirstPool, RoleRepair, TenantLookup, TenantPools};
 use self::{
     connector::Connector,
+    hidden_catalogs::KnownCatalogs,
     pinned_sessions::PinnedSessions,
     role_settings::RoleStart,
     server_list::ServerList,
@@ -162,6 +164,7 @@ pub struct Pool {
     connector: Connector,
     /// Settings of role and database that its servers began with.
     role_start: RoleStart,
+    catalogs: KnownCatalogs,
     status_cache: StatusCache,
     /// Listens for sessions that LISTEN. Shared with the pools that replace this one.
     listener: Arc<ListenerSlot>,

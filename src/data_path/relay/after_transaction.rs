@@ -15,11 +15,11 @@ use tracing::warn;
 use super::{Relay, Step, load_functions::load_functions, session_end::SessionEnd};
 use crate::{
     data_path::{
-        exchange::pending_checks::{AnswerLimits, CheckedState, PendingChecks},
+        exchange::pending_checks::{ALL_VALUES, AnswerLimits, CheckedState, PendingChecks},
         pool::Pool,
         prepared::Statement,
-        server::connection::{AskError, Server},
-        session_state::{Settings, pins::Pins, state_query::StateChecks},
+        server::connection::{AskError, Row, Server},
+        session_state::{Settings, pins::Pins, server_role::HiddenCatalogs, state_query::StateChecks},
     },
     error::TenantSwitchError,
 };
@@ -186,18 +186,30 @@ impl Relay {
             value_bytes: self.session.side.rules().settings_bytes_max,
             channels: self.pool.rules.channels_max,
         };
-        let (sql, names) = checks.state_query(wanted, startup, answer);
-        let mut arrays = vec![names];
-        if checks.includes(StateChecks::PREPARED) {
-            arrays.extend([server.side.statements.client_names(), server.side.prepared_names()]);
+        let mut rows = match ask_state(server, checks, wanted, startup, answer).await {
+            // A catalog has been hidden since the server was opened.
+            Err(AskError::Refused(error)) if error.is_denied() => {
+                self.pool.look_for_hidden_catalogs(server).await?;
+                ask_state(server, checks, wanted, startup, answer).await?
+            }
+            answer => answer?,
+        };
+        if checks.needs_all_values(startup, &server.side.role) {
+            checks.add_settings(&mut rows, &server.run(ALL_VALUES).await?);
         }
-        let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
-        let rows = server.ask_again(&sql, &arrays).await?;
         let missing = rows.iter().filter_map(|row| match &row[..] {
             [Some(kind), Some(name), ..] if kind == b"m" => Some(&**name),
             _ => None,
         });
-        let checked = checks.answered(&rows, wanted, startup, pins);
+        let role = &server.side.role;
+        let checked = checks.answered(&rows, wanted, startup, role, pins);
+        // Under a role that is a superuser, it may have set what nothing else shows here.
+        let unseen = role.hides(HiddenCatalogs::SETTINGS)
+            && checks.may_have_superuser_settings(wanted, role)
+            && server.side.reported.text("is_superuser") == Some("on");
+        if unseen || checks.may_have_other_login() && server.side.has_other_login() {
+            pins.insert(Pins::SETTINGS);
+        }
         server.side.deallocated_by_code(&missing.collect::<Vec<_>>(), &mut self.session.side);
         if checks.includes(StateChecks::DBLINK) {
             pins.set(Pins::DBLINK, keeps_dblink(server).await?);
@@ -233,6 +245,22 @@ impl Relay {
         };
         Ok(())
     }
+}
+
+async fn ask_state(
+    server: &mut Server,
+    checks: &PendingChecks,
+    wanted: &Settings,
+    startup: &Settings,
+    max: AnswerLimits,
+) -> Result<Vec<Row>, AskError> {
+    let (sql, names) = checks.state_query(wanted, startup, &server.side.role, max);
+    let mut arrays = vec![names];
+    if sql.contains("$2") {
+        arrays.extend([server.side.statements.client_names(), server.side.prepared_names()]);
+    }
+    let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
+    server.ask_again(&sql, &arrays).await
 }
 
 /// Whether named dblink connections are open, asked from the extension's own function; only a superuser can

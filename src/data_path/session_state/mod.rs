@@ -8,6 +8,7 @@ pub mod parameters;
 pub mod pins;
 pub mod resets;
 pub mod role_settings;
+pub mod server_role;
 pub mod settings;
 pub mod side_effects;
 pub mod state_query;
