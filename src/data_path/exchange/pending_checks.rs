@@ -52,6 +52,8 @@ pub struct PendingChecks {
     pub before_load: Option<Box<TextsBeforeLoad>>,
     /// Parameters that texts have reset.
     reset_parameters: Resets,
+    /// Custom parameters with unknown names may have been set.
+    sets_custom: bool,
     /// Startup parameters to be set again after such a reset.
     pub pending: Option<Box<PendingRestore>>,
 }
@@ -89,7 +91,9 @@ impl PendingChecks {
     /// Records the effects of a text that goes to the server. `alone`: it runs in a transaction of its own.
     #[inline]
     pub fn record(&mut self, side_effects: &SideEffects, alone: bool) {
-        let checks = side_effects.checks.difference(StateChecks::LOCAL_SETTINGS);
+        const UNASKED: StateChecks = StateChecks::LOCAL_SETTINGS.union(StateChecks::CUSTOM_PARAMETERS);
+        self.sets_custom |= side_effects.checks.contains(StateChecks::CUSTOM_PARAMETERS);
+        let checks = side_effects.checks.difference(UNASKED);
         if !checks.is_empty() {
             let is_all = alone && self.is_empty();
             self.driver_reset = side_effects.driver_reset.filter(|_| is_all);
@@ -133,6 +137,12 @@ impl PendingChecks {
                 self.changes_functions(functions);
             }
         }
+    }
+
+    /// Whether custom parameters with unknown names may have been set since the last call.
+    #[inline]
+    pub fn take_sets_custom(&mut self) -> bool {
+        std::mem::take(&mut self.sets_custom)
     }
 
     /// Whether nothing is to be done except loading functions.

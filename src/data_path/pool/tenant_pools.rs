@@ -191,6 +191,7 @@ impl TenantPools {
             connector,
             role_start,
             catalogs: Default::default(),
+            custom: Default::default(),
             status_cache: StatusCache::default(),
             listener,
             pinned: Arc::new(pinned),

@@ -22,7 +22,7 @@ use super::{
 use crate::data_path::{
     lock::locked,
     memory_limit::{Account, Charge},
-    session_state::side_effects::SideEffects,
+    session_state::{custom_names::CustomNames, side_effects::SideEffects},
 };
 
 /// The statements of one pool, without duplicates.
@@ -33,6 +33,8 @@ pub struct SharedStatements {
     hasher: RandomState,
     /// The settings under which they are parsed.
     pub settings: ParseSettingsTable,
+    /// The custom parameters that its sessions have set.
+    pub custom_names: CustomNames,
     /// The account for their memory.
     pub memory: Arc<Account>,
 }

@@ -19,7 +19,10 @@ use crate::{
         pool::Pool,
         prepared::Statement,
         server::connection::{AskError, Row, Server},
-        session_state::{Settings, pins::Pins, server_role::HiddenCatalogs, state_query::StateChecks},
+        session_state::{
+            Settings, custom_names::CustomSet, pins::Pins, server_role::HiddenCatalogs,
+            state_query::StateChecks,
+        },
     },
     error::TenantSwitchError,
 };
@@ -60,6 +63,9 @@ impl Relay {
             self.load().await?;
             for found in self.pool.functions.lookup_after_load(&before_load, changed) {
                 checks.record(&found, false);
+            }
+            if let (true, Some(server)) = (checks.take_sets_custom(), self.server.as_mut()) {
+                server.side.custom.set(CustomSet::UNNAMED);
             }
             self.unshare(checks.take_prepared_under_unknown());
         }
@@ -224,9 +230,9 @@ impl Relay {
     /// Settings beyond the limit stay on their server, which is pinned then.
     async fn keep_settings(&mut self, checked: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let CheckedState { wanted, mut applied, channels: _ } = checked;
+        let CheckedState { mut wanted, mut applied, channels: _ } = checked;
         if wanted != applied {
-            restore(server, &wanted, &mut applied).await?;
+            restore(server, &mut wanted, &mut applied).await?;
         }
         self.pass_notifications();
         let Some(server) = self.server.as_mut() else { return Ok(()) };
@@ -237,6 +243,7 @@ impl Relay {
                 server.side.applied = self.session.side.wanted.clone();
                 return Ok(());
             }
+            server.side.custom.ever.insert(self.session.side.custom);
         }
         server.side.applied = if applied == *self.session.side.wanted {
             self.session.side.wanted.clone()
@@ -284,18 +291,22 @@ async fn keeps_dblink(server: &mut Server) -> Result<bool, AskError> {
 }
 
 /// Sets those of the wanted parameters that servers report; the client gets their ParameterStatus with its
-/// reply. The others are set in front of the client's next request.
-async fn restore(server: &mut Server, wanted: &Settings, applied: &mut Settings) -> Result<(), AskError> {
-    let mut missing: Vec<(&str, &str)> = Vec::new();
+/// reply. The others are set in front of the client's next request. One that the server refuses is wanted no
+/// more.
+async fn restore(server: &mut Server, wanted: &mut Settings, applied: &mut Settings) -> Result<(), AskError> {
+    let mut missing: Vec<(Box<str>, Box<str>)> = Vec::new();
     for (name, value) in wanted.iter().filter(|(name, value)| applied.get(name) != Some(value)) {
         match server.side.reported.find(name) {
             Some((_, now)) if *now == *value.as_bytes() => {}
-            Some(_) => missing.push((name, value)),
+            Some(_) => missing.push((name.into(), value.into())),
             None => continue,
         }
     }
     for (name, value) in &missing {
-        server.ask("SELECT pg_catalog.set_config($1, $2, false)", &[name, value]).await?;
+        match server.ask("SELECT pg_catalog.set_config($1, $2, false)", &[name, value]).await {
+            Err(AskError::Refused(_)) => wanted.set(name, None),
+            answer => drop(answer?),
+        }
     }
     for (name, value) in wanted.iter().filter(|(name, _)| server.side.reported.find(name).is_some()) {
         applied.set(name, Some(value));

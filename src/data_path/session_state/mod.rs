@@ -2,6 +2,7 @@
 //! changes it. Pure.
 
 pub mod channels;
+pub mod custom_names;
 pub mod identity;
 pub mod parameter_status;
 pub mod parameters;

@@ -5,7 +5,7 @@ use super::{pins::Pins, server_role::HiddenCatalogs};
 bitflags::bitflags! {
     /// State to check on the server after a transaction.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-    pub struct StateChecks: u16 {
+    pub struct StateChecks: u32 {
         /// Parameters with known names.
         const NAMED_SETTINGS = 1;
         /// Any parameter.
@@ -41,6 +41,9 @@ bitflags::bitflags! {
         const DBLINK = 1 << 14;
         /// Whether named parameters are set at all: one was reset, or a statement failed.
         const SETTING_SOURCES = 1 << 15;
+        /// Custom parameters, perhaps until the transaction ends only, whose names are not known. Needs no
+        /// query.
+        const CUSTOM_PARAMETERS = 1 << 16;
     }
 }
 
