@@ -7,17 +7,17 @@
 
 use std::{
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tracing::debug;
 
 use super::{Pool, PooledServer};
 use crate::{
-    data_path::{lock::locked, server::connection::AskError, session_state::custom_names::CustomSet},
+    data_path::{lock::locked, session_state::custom_names::CustomSet},
     error::ClientError,
 };
 
@@ -133,14 +133,14 @@ impl Pool {
     }
 
     /// A new server in place of one that does not suit a session with `own` parameters, if its pace allows.
-    ///
-    /// # Errors
-    /// As [`Pool::borrow`]; `None`: the pool was replaced.
+    /// If none can be opened, the session waits for up to `wait` for another one, whatever it has had.
+    /// Errors: as [`Pool::borrow`].
     pub async fn renew(
-        &self,
+        self: &Arc<Self>,
         server: Box<PooledServer>,
         own: CustomSet,
         text: FirstText,
+        wait: Duration,
     ) -> Result<Box<PooledServer>, ClientError> {
         let now = self.worker.clock.now();
         if server.side.custom.ever.is_within(own)
@@ -148,10 +148,12 @@ impl Pool {
         {
             return Ok(server);
         }
-        let mut server = self.restart(server, Default::default()).await?;
-        match self.note_hidden_catalogs(&mut server).await {
-            Ok(()) | Err(AskError::Refused(_)) => {}
-            Err(AskError::Lost(_)) => return Err(ClientError::ServerLost),
+        let Ok(mut server) = self.restart(server, Default::default()).await else {
+            return self.borrow(Instant::now(), wait).await;
+        };
+        // If role or database have other settings now, the pool is replaced; this session may go on.
+        if self.has_same_start(&mut server).await.is_err() {
+            return self.borrow(Instant::now(), wait).await;
         }
         server.renewed = Some((text, now));
         debug!(

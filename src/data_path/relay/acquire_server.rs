@@ -190,24 +190,25 @@ impl Relay {
                     return Ok(());
                 }
                 if self.pool.has_custom_parameters() && self.session.side.follows() {
-                    let text = self.first_text(&self.session.inbox);
-                    match Box::pin(pool.renew(server, self.session.side.custom, text)).await {
+                    let (own, text) = (self.session.side.custom, self.first_text(&self.session.inbox));
+                    match Box::pin(pool.renew(server, own, text, self.session.query_wait)).await {
                         Ok(renewed) => server = renewed,
-                        Err(client_error) => {
-                            self.session.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
-                            self.refuse_request(&client_error);
-                            return Ok(());
-                        }
+                        Err(client_error) => return self.not_borrowed(client_error),
                     }
                 }
                 self.hold_server(server);
                 self.send_inbox().await
             }
-            Err(client_error) if self.pool.is_retired() && self.pool.current().is_none() => {
-                Err(client_error.into())
-            }
-            Err(_) if self.pool.is_retired() => Ok(()),
-            Err(client_error) => {
+            Err(client_error) => self.not_borrowed(client_error),
+        }
+    }
+
+    /// The session goes on with the pool's successor, or its request gets this error.
+    fn not_borrowed(&mut self, client_error: ClientError) -> Result<(), SessionEnd> {
+        match self.pool.is_retired() {
+            true if self.pool.current().is_none() => Err(client_error.into()),
+            true => Ok(()),
+            false => {
                 self.session.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
                 self.refuse_request(&client_error);
                 Ok(())

@@ -250,7 +250,7 @@ fn a_long_key_belongs_to_protocol_3_2() {
         authentication_ok(&mut out);
         backend_key_data(&mut out, 1, &[9; 32]);
         ready_for_query(&mut out, b'I');
-        identity(&mut out, &[Some(b"acme_db"), Some(b"acme_rw")]);
+        identity(&mut out, &[Some(b"acme_db"), Some(b"acme_rw"), Some(b"acme_rw")]);
         out
     };
     let opened = open_once(&bytes(false)).unwrap();
