@@ -16,7 +16,7 @@
 //! 1. After login no query waits for the central database, except a choice of tenant that is not cached and a change
 //!    of one's own password.
 //! 2. A server connection belongs to one tenant and one role for life, proved when it is opened
-//!    (`current_database`, `current_user` as reported by the server equal the tenant's row), and has one holder
+//!    (`current_database`, `session_user` as reported by the server equal the tenant's row), and has one holder
 //!    at a time.
 //! 3. An employee session belongs to one tenant for life. Only a service login may change tenant, only outside
 //!    a transaction, only to a tenant it is granted.

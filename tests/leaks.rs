@@ -137,7 +137,7 @@ async fn what_was_asked_under_a_role_is_never_done_without_it() {
     proxy.behind("acme").await.run(&format!("REVOKE visitor FROM \"{role}\"")).await;
 
     // The server has been in other hands, and does not take the role any more.
-    assert_eq!(one.refusal_of("INSERT INTO done SELECT current_user").await, "57P01");
+    assert_eq!(one.refusal_of("INSERT INTO done SELECT current_user").await, "42501");
     assert_eq!(other.ask("SELECT string_agg(by, ' ' ORDER BY by) FROM done").await, "other visitor");
 }
 

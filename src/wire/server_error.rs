@@ -46,7 +46,12 @@ impl ServerError {
         Self { sqlstate: TOO_LONG.to_owned(), message: "the answer takes more memory than it may".to_owned() }
     }
 
-    /// Whether this is the error of [`Self::too_large`].
+    /// Whether a privilege is missing.
+    pub fn is_denied(&self) -> bool {
+        self.sqlstate == "42501"
+    }
+
+    /// Whether this is the error of [`Self::too_long`].
     pub fn is_too_long(&self) -> bool {
         self.sqlstate == TOO_LONG
     }

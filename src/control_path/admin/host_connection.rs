@@ -359,11 +359,11 @@ impl HostSession {
         sink.close().await
     }
 
-    /// `current_database` and `current_user`, as the server reports them.
+    /// `current_database` and `session_user`, as the server reports them.
     pub async fn identity(&self) -> Result<(String, String), AdminError> {
         let said = self
             .client
-            .simple_query("SELECT CURRENT_CATALOG, CURRENT_USER")
+            .simple_query("SELECT CURRENT_CATALOG, SESSION_USER")
             .await
             .map_err(|cause| self.refused("asking for the current role", cause))?;
         let row = said.iter().find_map(|message| match message {

@@ -11,7 +11,8 @@ struct Question {
     sql: &'static str,
 }
 
-/// Prefix of every query: `t`, the tenants of the host; `own`, their roles.
+/// Prefix of every query: `t`, the tenants of the host; `own`, their roles; `acts`, roles that act as another
+/// one that they are a member of.
 const TENANTS: &str = r"
 WITH central AS (SELECT $5::text AS database), t AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $6::bool[], $7::bool[])
@@ -19,6 +20,11 @@ WITH central AS (SELECT $5::text AS database), t AS (
 ), own AS (
     SELECT tenant, database, rw AS role, false AS reader, suspended, given FROM t
     UNION ALL SELECT tenant, database, ro, true, suspended, false FROM t WHERE ro IS NOT NULL
+), acts AS (
+    SELECT r.rolname AS role, d.datname AS database, g.rolname AS acts_as
+    FROM pg_db_role_setting c JOIN pg_roles r ON r.oid = c.setrole LEFT JOIN pg_database d ON d.oid = c.setdatabase,
+         unnest(c.setconfig) AS s (setting), pg_roles g
+    WHERE s.setting = 'role=' || g.rolname AND pg_has_role(r.oid, g.oid, 'MEMBER')
 )";
 
 const QUESTIONS: [Question; 12] = [
@@ -73,10 +79,15 @@ const QUESTIONS: [Question; 12] = [
                         WHEN o.reader THEN format(
                             'ALTER ROLE %1$I RESET ALL; ALTER ROLE %1$I SET default_transaction_read_only = on', o.role)
                         ELSE format('ALTER ROLE %I RESET ALL', o.role) END
+                   || coalesce((SELECT format('; ALTER ROLE %I%s SET role = %L', o.role,
+                                    CASE WHEN d.datname IS NOT NULL THEN format(' IN DATABASE %I', d.datname) END, a.acts_as)
+                                FROM acts a WHERE a.role = o.role AND a.database IS NOT DISTINCT FROM d.datname), '')
                FROM own o JOIN pg_roles r ON r.rolname = o.role
                JOIN pg_db_role_setting c ON c.setrole = r.oid LEFT JOIN pg_database d ON d.oid = c.setdatabase,
                     unnest(c.setconfig) AS s (setting)
                WHERE NOT o.given AND NOT (o.reader AND c.setdatabase = 0 AND s.setting = 'default_transaction_read_only=on')
+                 AND NOT EXISTS (SELECT FROM acts a WHERE a.role = o.role AND a.database IS NOT DISTINCT FROM d.datname
+                                 AND s.setting = 'role=' || a.acts_as)
                GROUP BY o.tenant, o.role, o.reader, d.datname
                UNION ALL
                SELECT o.tenant, format('sessions of read-only role %I are not read-only by default', o.role),

@@ -15,6 +15,7 @@ use crate::control_path::{
     },
     secrets::seal::{SealError, SecretLocation},
 };
+use crate::data_path::session_state::server_role::HiddenCatalogs;
 
 /// Privileges that a read-only role should not have. Queried in its own session, so that PUBLIC's
 /// privileges count too.
@@ -108,11 +109,16 @@ async fn own_database(
             }];
         }
     };
+    let mut findings: Vec<_> = hidden_catalogs(&session, role)
+        .await
+        .map(|found| found.of(&checked.name).on(&admin.name))
+        .into_iter()
+        .collect();
     if checked.read_only.as_deref() != Some(role) {
-        return Vec::new();
+        return findings;
     }
     let may = reader_privileges(&session).await;
-    let mut findings: Vec<_> = large_objects(admin, checked, role, &session).await.into_iter().collect();
+    findings.extend(large_objects(admin, checked, role, &session).await);
     match grants_inside(admin, checked, role, &session).await {
         Ok(found) => findings.extend(found),
         Err(error) => {
@@ -241,6 +247,26 @@ async fn large_objects(
         true => finding,
         false => finding.fixed_on_host(Some(&checked.database), sql),
     })
+}
+
+/// What the data path does without where the role may not read it.
+async fn hidden_catalogs(session: &HostSession, role: &str) -> Option<Finding> {
+    const NEEDED: [(&str, &str); 2] = [
+        ("set_config", "SELECT pg_catalog.set_config('pglobby.tenant', NULL, false)"),
+        ("current_setting", "SELECT pg_catalog.current_setting('server_version')"),
+    ];
+    let probes = HiddenCatalogs::PROBES.map(|(_, name, probe)| (name, probe));
+    let mut hidden = Vec::new();
+    for (name, probe) in probes.into_iter().chain(NEEDED) {
+        let refused = session.run("asking what is hidden from the role", probe).await.err();
+        if refused.is_some_and(|error| error.code().is_some_and(|code| code.code() == "42501")) {
+            hidden.push(name);
+        }
+    }
+    let mend = "if the host can do without: GRANT it to the role, in the tenant's database. Sessions work without it, but may keep \
+                servers for longer; only set_config and current_setting are needed (docs/transparency.md)";
+    let detail = format!("role {role:?} may not read {}", hidden.join(", "));
+    (!hidden.is_empty()).then(|| Finding::new("catalogs_hidden", detail, mend))
 }
 
 async fn reader_privileges(session: &HostSession) -> Result<Vec<String>, AdminError> {

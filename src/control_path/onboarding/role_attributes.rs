@@ -58,7 +58,8 @@ SELECT format('GRANT CONNECT%s ON DATABASE %I TO %I', CASE WHEN r.rolname = $2 T
 FROM pg_database d, pg_roles r
 WHERE d.datname = $1 AND r.rolname IN ($2, $3) AND NOT has_database_privilege(r.oid, d.oid, 'CONNECT')";
 
-/// Roles whose attributes were changed, passwords aside. $1 the database, $2 and $3 the roles.
+/// Roles whose attributes were changed, passwords aside. $1 the database, $2 and $3 the roles. A role may act as
+/// another one that it is a member of (`ALTER ROLE … SET role`): only an administrator makes it a member.
 const CHANGED_ROLES: &str = r"
 SELECT r.rolname::text FROM pg_roles r
 WHERE r.rolname IN ($2, $3) AND (
@@ -66,9 +67,20 @@ WHERE r.rolname IN ($2, $3) AND (
    OR EXISTS (SELECT FROM pg_db_role_setting c, unnest(c.setconfig) AS s (setting)
               WHERE c.setrole = r.oid
                 AND (c.setdatabase = 0 OR c.setdatabase IN (SELECT oid FROM pg_database WHERE datname = $1))
-                AND NOT (r.rolname = $3 AND c.setdatabase = 0 AND s.setting = 'default_transaction_read_only=on'))
+                AND NOT (r.rolname = $3 AND c.setdatabase = 0 AND s.setting = 'default_transaction_read_only=on')
+                AND NOT EXISTS (SELECT FROM pg_roles g WHERE s.setting = 'role=' || g.rolname
+                                AND pg_has_role(r.oid, g.oid, 'MEMBER')))
    OR (r.rolname = $3 AND NOT EXISTS (SELECT FROM pg_db_role_setting c WHERE c.setrole = r.oid AND c.setdatabase = 0
                 AND 'default_transaction_read_only=on' = ANY (c.setconfig))))";
+
+/// Statements that let the roles act as those that they act as now. $1 the database, $2 and $3 the roles.
+const ROLES_ACT_AS: &str = r"
+SELECT format('ALTER ROLE %I%s SET role = %L', r.rolname,
+              CASE WHEN c.setdatabase <> 0 THEN format(' IN DATABASE %I', $1::text) END, g.rolname)
+FROM pg_roles r JOIN pg_db_role_setting c ON c.setrole = r.oid
+     AND (c.setdatabase = 0 OR c.setdatabase IN (SELECT oid FROM pg_database WHERE datname = $1)),
+     unnest(c.setconfig) AS s (setting), pg_roles g
+WHERE r.rolname IN ($2, $3) AND s.setting = 'role=' || g.rolname AND pg_has_role(r.oid, g.oid, 'MEMBER')";
 
 impl Belongings<'_> {
     /// Those that pglobby made.
@@ -77,8 +89,12 @@ impl Belongings<'_> {
         [read_write, self.read_only].into_iter().flatten()
     }
 
-    /// Statements that restore the roles that pglobby made, passwords aside. They may log in.
-    pub fn roles_as_made(&self) -> String {
+    /// Statements that restore the roles that pglobby made, passwords aside. They may log in, and act as the role
+    /// that they are to act as.
+    pub async fn roles_as_made(&self, session: &HostSession) -> Result<String, AdminError> {
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&self.database, &self.read_write, &self.read_only];
+        let act_as = session.texts("looking at the tenant's roles", ROLES_ACT_AS, &parameters).await?;
         let database = ident(self.database);
         let as_made = |role: &str| {
             let name = ident(role);
@@ -91,7 +107,8 @@ impl Belongings<'_> {
                  ALTER ROLE {name} LOGIN CONNECTION LIMIT -1 VALID UNTIL 'infinity';\n"
             )
         };
-        self.roles().map(as_made).collect()
+        let as_made: String = self.roles().map(as_made).collect();
+        Ok(as_made + &act_as.iter().map(|statement| format!("{statement};\n")).collect::<String>())
     }
 
     /// Statements that undo changes of the database; none if it is unchanged.

@@ -223,10 +223,9 @@ async fn change(
     for statement in before.belongings().database_as_made(session).await? {
         session.run("putting the tenant's database right", &statement).await?;
     }
+    let alter_roles = alter_roles(session, before, passwords).await?;
     let transaction = lock.client.transaction().await?;
-    session
-        .run("preparing the new passwords", &format!("BEGIN;\n{}", alter_roles(before, passwords)))
-        .await?;
+    session.run("preparing the new passwords", &format!("BEGIN;\n{alter_roles}")).await?;
     let sealed_ro = before.read_only.as_ref().map(|_| &sealed.read_only);
     let stored = async {
         store(&transaction, before.id, Some(&sealed.read_write), sealed_ro).await?;
@@ -250,7 +249,11 @@ async fn change(
 
 /// The server gets verifiers instead of passwords, because statements may be logged. Other changes of the
 /// roles are undone too: a setting or a limit could keep sessions out.
-fn alter_roles(before: &Before, passwords: &Passwords) -> String {
+async fn alter_roles(
+    session: &HostSession,
+    before: &Before,
+    passwords: &Passwords,
+) -> Result<String, AdminError> {
     let alter = |(role, password): (&str, &SecretString)| {
         format!(
             "ALTER ROLE {} PASSWORD {};\n",
@@ -260,7 +263,7 @@ fn alter_roles(before: &Before, passwords: &Passwords) -> String {
     };
     let passwords: String =
         before.roles().zip([&passwords.read_write, &passwords.read_only]).map(alter).collect();
-    before.belongings().roles_as_made() + &passwords
+    Ok(before.belongings().roles_as_made(session).await? + &passwords)
 }
 
 async fn store(
@@ -327,9 +330,8 @@ async fn undo_after(
             AdminError::Refused("the old passwords do not open with any key of the ring".to_owned())
         })?;
         let session = admin.connect().await?;
-        session
-            .run("restoring the old passwords", &format!("BEGIN;\n{}COMMIT", alter_roles(before, &old)))
-            .await?;
+        let alter_roles = alter_roles(&session, before, &old).await?;
+        session.run("restoring the old passwords", &format!("BEGIN;\n{alter_roles}COMMIT")).await?;
         store(&lock.client, before.id, before.sealed.as_ref(), before.sealed_ro.as_ref()).await?;
         finish(actor, lock, operation, before, "undone").await
     };

@@ -464,6 +464,10 @@ fn record_side_effects(
     server: &mut ServerSide,
 ) {
     server.checks.record(side_effects, alone);
+    if let Some(names) = &side_effects.custom_names {
+        server.custom.set(rules.shared_statements.custom_names.all(names.iter().map(|name| &**name)));
+    }
+    server.note_unnamed_custom();
     record_sequences(side_effects, sequence_use, rules, server);
     server.replies.note(side_effects.commits, side_effects.deallocates);
     server.signals.record(side_effects.signals);
@@ -486,6 +490,7 @@ fn record_calls<T: Deref<Target = [u8]>>(
     }
     if !rules.functions.is_plain() {
         server.checks.record_calls(&rules.functions, text, words_hidden, read, cached);
+        server.note_unnamed_custom();
     }
 }
 

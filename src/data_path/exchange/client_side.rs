@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
     client_messages::ClientMessages,
-    restore_settings::restore_settings,
+    restore_settings::{is_of_object, make_known, restore_settings},
     return_to_tenant::{CurrentTenant, ReturnState},
     sequences::SequenceUse,
     server_side::ServerSide,
@@ -17,6 +17,7 @@ use crate::{
         prepared::{ClientStatements, parse_settings::ParseSettings, shared_statements::SharedStatements},
         session_state::{
             Settings,
+            custom_names::CustomSet,
             identity::Identity,
             parameter_status::ReportedParameters,
             role_settings::{RoleSettings, StartSettings},
@@ -39,6 +40,10 @@ pub struct ClientSide {
     pub startup: Arc<Settings>,
     /// The settings that it has now.
     pub wanted: Arc<Settings>,
+    /// The custom parameters that it has had.
+    pub custom: CustomSet,
+    /// Those in `wanted`.
+    pub(super) wanted_custom: CustomSet,
     /// The parameter values that the client was last sent in ParameterStatus.
     pub sent_parameters: Arc<ReportedParameters>,
     /// How the session's start settings relate to those of its pool's servers.
@@ -120,8 +125,11 @@ pub enum Flow {
 impl ClientSide {
     /// A session that begins. `first_serial` is unique in the process, with 32 bits of room above it.
     pub fn new(rules: SessionRules, wanted: Arc<Settings>, first_serial: u64) -> Self {
+        let custom = rules.shared_statements.custom_names.of(&wanted);
         Self {
             framer: Framer::default(),
+            custom,
+            wanted_custom: custom,
             statements: ClientStatements::new(rules.memory.clone()),
             startup: wanted.clone(),
             parse_settings: (rules.shared_statements.settings.of(&wanted), wanted.clone()),
@@ -173,8 +181,22 @@ impl ClientSide {
                     }
                 }
             }
+            self.wanted_custom = self.rules.shared_statements.custom_names.of(&self.wanted);
         }
         self.start_settings = StartSettings::Same(now.clone());
+    }
+
+    /// A server with the settings `applied` does not take this one any more, because what it names is gone.
+    #[cold]
+    pub(super) fn lose_setting(&mut self, name: &str, applied: &mut Arc<Settings>) {
+        for settings in [&mut self.startup, &mut self.wanted] {
+            Arc::make_mut(settings).set(name, None);
+        }
+        // What the server has now is reset before its next use, if it was not before.
+        Arc::make_mut(applied).set(name, (!is_of_object(name)).then_some(""));
+        if **applied == *self.wanted {
+            *applied = self.wanted.clone();
+        }
     }
 
     /// Writes what must reach the server before the client's message: restore settings, and Close of other
@@ -197,7 +219,20 @@ impl ClientSide {
                 statements.set_unnamed(0);
             }
             *applied = self.wanted.clone();
+            server.custom.ever.insert(self.wanted_custom);
         }
+        if begins && !self.custom.is_within(server.custom.ever) {
+            self.make_custom_known(server, out);
+        }
+    }
+
+    /// Custom parameters that the session has had read `''` for it, also where the server has not had them.
+    #[cold]
+    fn make_custom_known(&self, server: &mut ServerSide, out: &mut Outgoing<'_>) {
+        let ServerSide { replies, custom, ours, .. } = server;
+        let names = self.rules.shared_statements.custom_names.names(self.custom, custom.ever);
+        make_known(&names, ours, replies, out.build());
+        custom.ever.insert(self.custom);
     }
 
     /// Recomputes the settings under which texts are parsed, if the session's settings have changed.

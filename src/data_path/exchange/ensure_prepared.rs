@@ -151,8 +151,9 @@ impl ClientMessages<'_, '_> {
 
     #[cold]
     fn ensure_absent(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
-        let ServerSide { statements, replies, awaited_description, applied, checks, .. } = &mut *self.server;
-        let context = ParseContext::new(self.under, self.startup, applied, checks, replies);
+        let ServerSide { statements, replies, awaited_description, applied, checks, role, .. } =
+            &mut *self.server;
+        let context = ParseContext::new(self.under, self.startup, applied, checks, role, replies);
         let (_, changed) = awaited_description.take_if(|(awaited, _)| awaited.is(statement)).unzip();
         if changed == Some(true) {
             return Ensured::Changed;

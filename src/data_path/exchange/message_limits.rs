@@ -112,6 +112,8 @@ impl ClientSide {
             return Err(Limit::SettingBytes);
         }
         self.settings_memory.try_set(&self.rules.memory, bytes)?;
+        self.wanted_custom = self.rules.shared_statements.custom_names.of(&settings);
+        self.custom.insert(self.wanted_custom);
         self.wanted = settings;
         Ok(())
     }

@@ -54,7 +54,9 @@ impl ServerSide {
     /// was sent another value.
     pub(super) fn parameter_status(&mut self, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
         let name = self.record_parameter(bytes);
-        if let (Some(name), true) = (name, self.replies.origin() != Some(Origin::Proxy)) {
+        if let (Some(name), true) =
+            (name, !matches!(self.replies.origin(), Some(Origin::Proxy | Origin::Restore)))
+        {
             self.checks.reported(&name);
             self.send_parameters(client, out);
         }

@@ -75,6 +75,6 @@ fn with_setting(mut settings: Settings, row: &[u8]) -> Option<Settings> {
         std::str::from_utf8(value).ok()
     };
     let (name, value) = (next()?, next()?);
-    settings.set(name, Some(value).filter(|value| name != "role" || *value != "none"));
+    settings.set(name, Some(value));
     Some(settings)
 }

@@ -1,4 +1,4 @@
-//! Parses a text under the settings of an earlier Parse. `ENTER` sets them before the Parse and `LEAVE`
+//! Parses a text under the settings of an earlier Parse. ENTER sets them before the Parse and LEAVE
 //! restores the present ones after it, in one write. Pure.
 
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use crate::{
             Settings,
             parameters::{HARMLESS, NOT_RESTORABLE, affects_parsing},
             pins::Pins,
+            server_role::{HiddenCatalogs, ServerRole},
         },
     },
     wire::message::{append, append_cstr, array_literal, bind_portal, close_statement, parse},
@@ -30,6 +31,8 @@ pub struct ParseContext<'a> {
     pub applied: &'a Settings,
     /// What may have changed since.
     pub checks: &'a PendingChecks,
+    /// The role that the server runs as.
+    pub role: &'a ServerRole,
 }
 
 impl<'a> ParseContext<'a> {
@@ -40,9 +43,10 @@ impl<'a> ParseContext<'a> {
         startup: &'a Settings,
         applied: &'a Settings,
         checks: &'a PendingChecks,
+        role: &'a ServerRole,
         replies: &ReplyTracker,
     ) -> Self {
-        Self { under: Self::under(under, checks, replies), startup, applied, checks }
+        Self { under: Self::under(under, checks, replies), startup, applied, checks, role }
     }
 
     /// Returns `under`, unless a change is possible that has not been checked.
@@ -77,10 +81,13 @@ impl<'a> ParseContext<'a> {
         Some(settings)
     }
 
-    /// Parameters that may be set and that pg_settings does not list.
+    /// Parameters that may be set and that pg_settings does not list; all that may be set where it is hidden.
     fn unlisted(&self) -> impl Iterator<Item = &str> {
         let applied = self.applied.iter().map(|(name, _)| name);
-        ["role"].into_iter().chain(applied.chain(self.checks.named()).filter(|name| name.contains('.')))
+        let all = self.role.hides(HiddenCatalogs::SETTINGS);
+        ["role"]
+            .into_iter()
+            .chain(applied.chain(self.checks.named()).filter(move |name| all || name.contains('.')))
     }
 
     /// Calls `parses`, which sends the text, and returns its result. If the settings `matter` to the text, sends
@@ -102,7 +109,8 @@ impl<'a> ParseContext<'a> {
         let values = array_literal(set().map(|(_, value)| value));
         let others = array_literal(self.unlisted().filter(|name| settings.get(name).is_none()));
         let listed = array_literal(HARMLESS.into_iter().chain(NOT_RESTORABLE));
-        once(ENTER, &[&names, &values, &others, &listed], Request::Execute(None), origin, replies, out);
+        let parameters = [&*names, &values, &others, &listed, &self.role.start];
+        once(enter(self.role.hidden).as_bytes(), &parameters, Request::Execute(None), origin, replies, out);
         let is_sent = parses(replies, out);
         once(LEAVE, &[], Request::Execute(None), origin, replies, out);
         is_sent
@@ -118,7 +126,8 @@ impl<'a> ParseContext<'a> {
         let those = ParseSettings::unknown();
         if replies.status() != b'E' {
             let unlisted = array_literal(self.unlisted());
-            once(ASK_SETTINGS, &[&unlisted], Request::AskSettings(those.clone()), origin, replies, out);
+            let ask = if self.role.hides(HiddenCatalogs::SETTINGS) { ASK_UNLISTED } else { ASK_SETTINGS };
+            once(ask, &[&unlisted], Request::AskSettings(those.clone()), origin, replies, out);
         }
         those
     }
@@ -126,30 +135,53 @@ impl<'a> ParseContext<'a> {
 
 /// Returns the session's settings and their values.
 const ASK_SETTINGS: &[u8] =
-    b"SELECT pg_catalog.lower(name), pg_catalog.current_setting(name) FROM pg_catalog.pg_settings \
+    b"SELECT pg_catalog.lower(name), pg_catalog.current_setting(name) FROM pg_catalog.pg_show_all_settings() \
       WHERE source = 'session' \
       UNION ALL SELECT n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::text[]) AS n \
       WHERE pg_catalog.current_setting(n, true) <> ''";
 
-/// Sets $1 to $2. Sets all others to the values of a new session: the listed ones except $4, and the unlisted
-/// ones in $3. It lasts until LEAVE or the end of the transaction; a parameter keeps the previous values. The
-/// role comes last, because it may have fewer rights than the login.
-const ENTER: &[u8] = b"WITH target (name, value) AS MATERIALIZED ( \
-        SELECT n, v FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS given (n, v) \
-        UNION ALL SELECT pg_catalog.lower(name), reset_val FROM pg_catalog.pg_settings \
-          WHERE source = 'session' AND pg_catalog.lower(name) <> ALL ($1::text[] || $4::text[]) \
-        UNION ALL SELECT n, CASE n WHEN 'role' THEN 'none' ELSE '' END FROM pg_catalog.unnest($3::text[]) AS n \
-          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n) \
-      ), changed AS MATERIALIZED ( \
-        SELECT name, value, coalesce(pg_catalog.current_setting(name, true), '') AS before FROM target \
-          WHERE coalesce(pg_catalog.current_setting(name, true), '') IS DISTINCT FROM value \
-          AND (name <> 'role' OR value = 'none' OR EXISTS (SELECT FROM pg_catalog.pg_roles \
-            WHERE rolname = value AND pg_catalog.pg_has_role(session_user, oid, 'MEMBER'))) \
-      ), kept AS MATERIALIZED ( \
-        SELECT pg_catalog.set_config('pglobby.kept', \
-          coalesce(pg_catalog.json_object_agg(name, before)::text, '{}'), true) FROM changed \
-      ) SELECT CASE WHEN name IS NOT NULL THEN pg_catalog.set_config(name, value, true) END \
-        FROM (SELECT name, value FROM kept LEFT JOIN changed ON true ORDER BY name = 'role') AS ordered";
+/// The same where pg_settings is hidden: the parameters that the proxy knows of.
+const ASK_UNLISTED: &[u8] =
+    b"SELECT n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::text[]) AS n \
+      WHERE pg_catalog.current_setting(n, true) <> ''";
+
+/// ENTER: sets $1 to $2. Sets all others to the values of a new session: the listed ones except $4, and the
+/// unlisted ones in $3. It lasts until LEAVE or the end of the transaction; a parameter keeps the previous
+/// values. The role comes last, because it may have fewer rights than the login; $5 is that of a new session.
+fn enter(hidden: HiddenCatalogs) -> String {
+    let others = match hidden.contains(HiddenCatalogs::SETTINGS) {
+        false => {
+            "UNION ALL SELECT pg_catalog.lower(name), reset_val FROM pg_catalog.pg_show_all_settings() \
+               WHERE source = 'session' AND pg_catalog.lower(name) <> ALL ($1::text[] || $4::text[]) \
+             UNION ALL SELECT n, CASE n WHEN 'role' THEN $5 ELSE '' END FROM pg_catalog.unnest($3::text[]) AS n \
+               WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_show_all_settings() WHERE pg_catalog.lower(name) = n)"
+        }
+        // A parameter that is set to NULL is reset. PostgreSQL would make a new one of an unknown name.
+        true => {
+            "UNION ALL SELECT n, CASE n WHEN 'role' THEN $5 END FROM pg_catalog.unnest($3::text[]) AS n \
+               WHERE n <> ALL ($4::text[]) AND (pg_catalog.strpos(n, '.') = 0 OR pg_catalog.current_setting(n, true) <> '')"
+        }
+    };
+    let may_set_role = match hidden.contains(HiddenCatalogs::ROLES) {
+        false => {
+            "AND (name <> 'role' OR value IN ('none', $5) OR EXISTS (SELECT FROM pg_catalog.pg_roles \
+               WHERE rolname = value AND pg_catalog.pg_has_role(session_user, oid, 'MEMBER')))"
+        }
+        true => "",
+    };
+    format!(
+        "WITH target (name, value) AS MATERIALIZED ( \
+           SELECT n, v FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS given (n, v) {others} \
+         ), changed AS MATERIALIZED ( \
+           SELECT name, value, coalesce(pg_catalog.current_setting(name, true), '') AS before FROM target \
+             WHERE coalesce(pg_catalog.current_setting(name, true), '') IS DISTINCT FROM value {may_set_role} \
+         ), kept AS MATERIALIZED ( \
+           SELECT pg_catalog.set_config('pglobby.kept', \
+             coalesce(pg_catalog.json_object_agg(name, before)::text, '{{}}'), true) FROM changed \
+         ) SELECT CASE WHEN name IS NOT NULL THEN pg_catalog.set_config(name, value, true) END \
+           FROM (SELECT name, value FROM kept LEFT JOIN changed ON true ORDER BY name = 'role') AS ordered"
+    )
+}
 
 /// Restores the values that ENTER has kept.
 const LEAVE: &[u8] = b"SELECT pg_catalog.set_config(key, value, true) FROM ( \

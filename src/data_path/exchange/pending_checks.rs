@@ -17,6 +17,7 @@ use crate::{
             parameters::{NOT_RESTORABLE, affects_parsing},
             pins::Pins,
             resets::{PendingRestore, Resets},
+            server_role::{HiddenCatalogs, ServerRole},
             side_effects::{DriverReset, SideEffects},
             state_query::StateChecks,
         },
@@ -51,6 +52,8 @@ pub struct PendingChecks {
     pub before_load: Option<Box<TextsBeforeLoad>>,
     /// Parameters that texts have reset.
     reset_parameters: Resets,
+    /// Custom parameters with unknown names may have been set.
+    sets_custom: bool,
     /// Startup parameters to be set again after such a reset.
     pub pending: Option<Box<PendingRestore>>,
 }
@@ -88,7 +91,9 @@ impl PendingChecks {
     /// Records the effects of a text that goes to the server. `alone`: it runs in a transaction of its own.
     #[inline]
     pub fn record(&mut self, side_effects: &SideEffects, alone: bool) {
-        let checks = side_effects.checks.difference(StateChecks::LOCAL_SETTINGS);
+        const UNASKED: StateChecks = StateChecks::LOCAL_SETTINGS.union(StateChecks::CUSTOM_PARAMETERS);
+        self.sets_custom |= side_effects.checks.contains(StateChecks::CUSTOM_PARAMETERS);
+        let checks = side_effects.checks.difference(UNASKED);
         if !checks.is_empty() {
             let is_all = alone && self.is_empty();
             self.driver_reset = side_effects.driver_reset.filter(|_| is_all);
@@ -134,6 +139,12 @@ impl PendingChecks {
         if changes {
             self.changes_functions(functions, read.only_defines);
         }
+    }
+
+    /// Whether custom parameters with unknown names may have been set since the last call.
+    #[inline]
+    pub fn take_sets_custom(&mut self) -> bool {
+        std::mem::take(&mut self.sets_custom)
     }
 
     /// Whether nothing is to be done except loading functions.
@@ -323,55 +334,58 @@ impl PendingChecks {
     /// [`StateChecks::PREPARED`] adds two parameters: the names of the session's statements that others may
     /// prepare again, and all names on the server. A row `('m', name, '', true)` comes for each missing
     /// statement.
-    pub fn state_query(&self, carried: &Settings, startup: &Settings, max: AnswerLimits) -> (String, String) {
+    ///
+    /// Where `role` may not read a catalog, the answer lacks what it says: [`Self::answered`] and
+    /// [`Self::needs_all_values`].
+    pub fn state_query(
+        &self,
+        carried: &Settings,
+        startup: &Settings,
+        role: &ServerRole,
+        max: AnswerLimits,
+    ) -> (String, String) {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
+        let sees_settings = !role.hides(HiddenCatalogs::SETTINGS);
         if self.checks.contains(StateChecks::ANY_SETTING) {
             // PostgreSQL itself sets such parameters, which belong to a finished transaction or another
             // session.
-            parts.push(format!(
-                "SELECT 's', pg_catalog.lower(name), pg_catalog.current_setting(name), true \
-                 FROM pg_catalog.pg_settings WHERE source = 'session' AND name <> ALL ('{}')",
-                array_literal(NOT_RESTORABLE.into_iter())
-            ));
+            parts.extend(sees_settings.then(|| {
+                format!(
+                    "SELECT 's', pg_catalog.lower(name), pg_catalog.current_setting(name), true \
+                 FROM pg_catalog.pg_show_all_settings() WHERE source = 'session' AND name <> ALL ('{}')",
+                    array_literal(NOT_RESTORABLE.into_iter())
+                )
+            }));
             names.extend(carried.iter().map(|(name, _)| name).filter(|name| name.contains('.')));
             names.push("role");
         }
         names.retain(|name| !NOT_RESTORABLE.contains(name));
         // A parameter that a failed SET or a RESET left unchanged need not be restored, and perhaps cannot be
         // set. The session itself has set every parameter that is not listed.
-        let sources_matter = self.checks.contains(StateChecks::SETTING_SOURCES)
-            || names.iter().any(|name| startup.get(name).is_some());
-        let is_set = match sources_matter {
+        let is_set = match self.do_sources_matter(startup) && sees_settings {
             true => {
-                "coalesce((SELECT source = 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n), true)"
+                "coalesce((SELECT source = 'session' FROM pg_catalog.pg_show_all_settings() WHERE pg_catalog.lower(name) = n), true)"
             }
             false => "true",
         };
         parts.push(format!(
             "SELECT 's', n, pg_catalog.current_setting(n, true), {is_set} FROM pg_catalog.unnest($1::text[]) AS n"
         ));
-        for (check, pin, holds) in StateChecks::PINS {
-            if self.checks.contains(check) {
+        for (check, pin, catalog, holds) in StateChecks::PINS {
+            if self.checks.contains(check) && !role.hides(catalog) {
                 parts.push(format!("SELECT 'p', '{}', '', true WHERE {holds}", pin.bits()));
             }
         }
         // DEALLOCATE in code also removes statements that other sessions will use.
-        if self.checks.contains(StateChecks::PREPARED) {
+        if self.checks.contains(StateChecks::PREPARED) && !role.hides(HiddenCatalogs::PREPARED) {
             parts.push(
                 "SELECT 'm', n, '', true FROM pg_catalog.unnest($3::text[]) AS n \
-                 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name = n)"
+                 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statement() WHERE name = n)"
                     .to_owned(),
             );
         }
-        if self.checks.contains(StateChecks::ANY_SETTING)
-            || self.names.iter().any(|name| **name == *AUTHORIZATION)
-        {
-            parts.push(format!("SELECT 'p', '{}', '', true WHERE {HAS_OTHER_USER}", Pins::SETTINGS.bits()));
-        }
-        // A parameter that only the role may set, and not its login, cannot be restored on another server.
-        let under_role = names.contains(&"role") || carried.get("role").is_some();
-        if under_role && names.iter().any(|name| *name != "role") || self.decides_on_settings {
+        if self.may_have_superuser_settings(carried, role) && sees_settings {
             parts.push(format!(
                 "SELECT 'p', '{}', '', true WHERE {HAS_SUPERUSER_SETTING}",
                 Pins::SETTINGS.bits()
@@ -388,21 +402,84 @@ impl PendingChecks {
         (without_long_values(&parts.join(" UNION ALL "), max.value_bytes), array_literal(names.into_iter()))
     }
 
-    /// Reads the answer: sets `pins` and returns the settings. Reset ones of `startup` are wanted again.
+    /// Whether it matters who has set the named parameters.
+    fn do_sources_matter(&self, startup: &Settings) -> bool {
+        self.checks.contains(StateChecks::SETTING_SOURCES)
+            || self.names.iter().any(|name| startup.get(name).is_some())
+            || self.checks.contains(StateChecks::ANY_SETTING) && !startup.is_empty()
+    }
+
+    /// Whether the session may have set a parameter under a role that its login may not set: such a parameter
+    /// cannot be restored on another server.
+    pub fn may_have_superuser_settings(&self, carried: &Settings, role: &ServerRole) -> bool {
+        let any = self.checks.contains(StateChecks::ANY_SETTING);
+        let named = |role: bool| self.names.iter().any(|name| (**name == *"role") == role);
+        let under_role = any || named(true) || carried.get("role").is_some();
+        let others = named(false) || any && carried.iter().any(|(name, _)| name.contains('.'));
+        !role.is_superuser && (under_role && others || self.decides_on_settings)
+    }
+
+    /// Whether the session may have become another login.
+    pub fn may_have_other_login(&self) -> bool {
+        self.checks.contains(StateChecks::ANY_SETTING)
+            || self.names.iter().any(|name| **name == *"session_authorization")
+    }
+
+    /// Whether pg_settings is hidden and the answer lacks what it says: then all values, and those of a new
+    /// session, are compared ([`Self::add_settings`]).
+    pub fn needs_all_values(&self, startup: &Settings, role: &ServerRole) -> bool {
+        role.hides(HiddenCatalogs::SETTINGS)
+            && (self.checks.contains(StateChecks::ANY_SETTING) || self.do_sources_matter(startup))
+    }
+
+    /// Adds to the answer what pg_settings would say: `values` are the rows of SHOW ALL, once now and once
+    /// for a new session.
+    pub fn add_settings(&self, rows: &mut Vec<Vec<Option<Vec<u8>>>>, values: &[Vec<Option<Vec<u8>>>]) {
+        let (now, new) = values.split_at(values.len() / 2);
+        for (now, new) in now.iter().zip(new) {
+            let ([Some(name), value, ..], [_, new_value, ..]) = (&now[..], &new[..]) else { continue };
+            let name = name.to_ascii_lowercase();
+            let is_set = value != new_value;
+            let mut named = rows.iter_mut().filter(
+                |row| matches!(&row[..], [Some(kind), Some(other), ..] if kind == b"s" && *other == name),
+            );
+            if let Some(row) = named.next() {
+                if let [.., source] = &mut row[..] {
+                    *source = Some(if is_set { b"t".to_vec() } else { b"f".to_vec() });
+                }
+            } else if is_set
+                && self.checks.contains(StateChecks::ANY_SETTING)
+                && !NOT_RESTORABLE.iter().any(|other| other.as_bytes() == name)
+            {
+                rows.push(vec![Some(b"s".to_vec()), Some(name), value.clone(), Some(b"t".to_vec())]);
+            }
+        }
+    }
+
+    /// Reads the answer: sets `pins` and returns the settings. Reset ones of `startup` are wanted again. What
+    /// the server may not see is taken to be there.
     pub fn answered(
         &self,
         rows: &[Vec<Option<Vec<u8>>>],
         carried: &Settings,
         startup: &Settings,
+        role: &ServerRole,
         pins: &mut Pins,
     ) -> CheckedState {
         let any = self.checks.contains(StateChecks::ANY_SETTING);
         let mut applied = if any { Settings::default() } else { carried.clone() };
-        for (check, pin, _) in StateChecks::PINS {
+        let discards_all = self.driver_reset == Some(DriverReset::DiscardsAll);
+        for (check, pin, catalog, _) in StateChecks::PINS {
             if self.checks.contains(check) {
-                pins.remove(pin);
+                pins.set(pin, role.hides(catalog) && !discards_all);
             }
         }
+        // PostgreSQL does not say who has set the role. The role of a new session is set if a text says so.
+        let is_role_set = |now: &str| {
+            let is_chosen = self.reset_parameters.sets_role()
+                || carried.get("role") == Some(now) && !self.reset_parameters.is_role_reset();
+            *now != *role.start || startup.get("role").is_some() && is_chosen
+        };
         // PostgreSQL does not list an unknown parameter, nor its source. A startup parameter that a text has
         // reset and that is empty now was reset.
         let is_reset = |name: &str, value: &str| {
@@ -418,7 +495,7 @@ impl PendingChecks {
             match (text(0), text(1), text(2)) {
                 (Some("p"), Some(bits), _) => pins.insert(Pins::from_bits_retain(bits.parse().unwrap_or(0))),
                 (Some("c"), Some(channel), _) => channels.push(channel.to_owned()),
-                (Some("s"), Some("role"), Some("none")) => applied.set("role", None),
+                (Some("s"), Some("role"), Some(role)) if !is_role_set(role) => applied.set("role", None),
                 (Some("s"), Some(name), Some(value)) if is_reset(name, value) => applied.set(name, None),
                 (Some("s"), Some(name), Some(value)) if text(3) == Some("t") || name == "role" => {
                     applied.set(name, Some(value));
@@ -459,15 +536,12 @@ impl PendingChecks {
 /// Parameters that change how PostgreSQL's lexer reads a text.
 const LEXER_SETTINGS: [&str; 3] = ["backslash_quote", "client_encoding", "standard_conforming_strings"];
 
-const AUTHORIZATION: &str = "session_authorization";
+/// All parameters' values, and then those of a new session, for a role that may not read pg_settings. SHOW
+/// needs no privilege.
+pub const ALL_VALUES: &str = "SHOW ALL; BEGIN; RESET ALL; SHOW ALL; ROLLBACK";
 
-/// Whether the session's user is not the login's.
-const HAS_OTHER_USER: &str = "(SELECT usesysid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) \
-     <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)";
-
-/// Whether the session has set a superuser's parameter and its login is no superuser.
-const HAS_SUPERUSER_SETTING: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source = 'session' AND context = 'superuser') \
-     AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user)";
+/// Whether the session has set a superuser's parameter.
+const HAS_SUPERUSER_SETTING: &str = "EXISTS (SELECT FROM pg_catalog.pg_show_all_settings() WHERE source = 'session' AND context = 'superuser')";
 
 /// Marks settings with unknown names among a server's settings. RESET ALL comes before the next use.
 const UNKNOWN_SETTINGS: &str = "pglobby.unnamed";

@@ -35,6 +35,8 @@ pub enum Origin {
     TryPrepare,
     /// The proxy's own request: the client gets no reply. An error closes both connections.
     Proxy,
+    /// As `Proxy`, for a setting that the session may lose: an error ends nothing.
+    Restore,
     /// Sent in place of a client's request, to fail: the client gets the error in the proxy's words.
     Denied(RequestError),
 }
@@ -66,6 +68,8 @@ pub enum Request {
     Execute(Option<Box<PrepareEffects>>),
     /// The proxy asks for the server's present settings, within the client's batch.
     AskSettings(Arc<ParseSettings>),
+    /// Execute that gives the server a setting of the session, in a batch of its own.
+    RestoreSetting(Box<str>),
     /// Close. With a name: to be restored if it is skipped.
     Close(Option<Box<StatementName>>),
     /// Close of the unnamed statement.
@@ -461,11 +465,12 @@ impl ReplyTracker {
             | (b'2', Request::Bind)
             | (b'3', Request::Close(_) | Request::CloseUnnamed) => true,
             (b'T' | b'n', Request::Describe | Request::DescribeParsed(_)) => true,
-            (b'C' | b'I' | b's', Request::Execute(_)) | (b'C', Request::AskSettings(_)) => true,
+            (b'C' | b'I' | b's', Request::Execute(_))
+            | (b'C', Request::AskSettings(_) | Request::RestoreSetting(_)) => true,
             (b't', Request::Describe | Request::DescribeParsed(_)) => false,
             (b'T' | b'C' | b'I', Request::Query(_)) | (b'V', Request::FunctionCall) => false,
             (b'D' | b'H' | b'd' | b'c', Request::Execute(_) | Request::Query(_))
-            | (b'D', Request::AskSettings(_)) => false,
+            | (b'D', Request::AskSettings(_) | Request::RestoreSetting(_)) => false,
             (b'G', Request::Execute(_) | Request::Query(_)) => {
                 self.start_copy_in();
                 false
@@ -561,7 +566,9 @@ impl ReplyTracker {
     /// Whether the client's next query finds the present transaction status: all that is pending belongs to
     /// the proxy, in batches of its own.
     pub fn is_status_known(&self) -> bool {
-        let own = |reply: &PendingReply| matches!(reply.origin, Origin::Proxy | Origin::TryPrepare);
+        let own = |reply: &PendingReply| {
+            matches!(reply.origin, Origin::Proxy | Origin::Restore | Origin::TryPrepare)
+        };
         !self.batch.lacks_sync() && self.pending.iter().all(own)
     }
 

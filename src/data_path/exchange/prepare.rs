@@ -41,8 +41,8 @@ impl ServerSide {
         under: &'s Arc<ParseSettings>,
         startup: &'s Settings,
     ) -> Preparer<'s> {
-        let Self { statements, replies, applied, checks, .. } = self;
-        let context = ParseContext::new(under, startup, applied, checks, replies);
+        let Self { statements, replies, applied, checks, role, .. } = self;
+        let context = ParseContext::new(under, startup, applied, checks, role, replies);
         Preparer { statements, replies, context }
     }
 }

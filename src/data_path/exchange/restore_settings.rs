@@ -14,7 +14,7 @@ use crate::{
 /// The proxy's own statements that a server has prepared.
 #[derive(Debug, Default)]
 pub struct ProxyStatements {
-    setters: [bool; 2],
+    setters: [bool; 3],
     /// The text of the last state query.
     state_query: Box<str>,
     query_state: QueryState,
@@ -36,22 +36,38 @@ type Setter = (usize, &'static [u8], &'static [u8]);
 const PARAMETER: Setter = (0, b"pglobby_set", b"SELECT pg_catalog.set_config($1, $2, false)");
 
 /// Sets the role. The client's request follows in the same write and must not run with the login's own
-/// rights. So the server terminates itself if it would reject the role.
+/// rights. So the server ends the session if it rejects the role: `exit_on_error` makes its error a FATAL one,
+/// until the Sync. No catalog is asked, because a host may hide those that say who is a member of which role.
 const ROLE: Setter = (
     1,
     b"pglobby_role",
-    b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $2::text \
-      AND pg_catalog.pg_has_role(session_user, oid, 'MEMBER')) THEN pg_catalog.set_config($1, $2, false) \
-      ELSE pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())::text END",
+    b"SELECT pg_catalog.set_config('exit_on_error', 'on', true), pg_catalog.set_config($1, $2, false)",
 );
 
-const SETTERS: [Setter; 2] = [PARAMETER, ROLE];
+/// Resets a parameter. A custom one is known then, without a value.
+const RESET: Setter = (2, b"pglobby_reset", b"SELECT pg_catalog.set_config($1, nullif($2, ''), false)");
+
+const SETTERS: [Setter; 3] = [PARAMETER, ROLE, RESET];
+
+/// Whether the value names an object of the database or the host, which may be dropped.
+pub fn is_of_object(name: &str) -> bool {
+    const OBJECTS: [&str; 4] = [
+        "default_table_access_method",
+        "default_tablespace",
+        "default_text_search_config",
+        "temp_tablespaces",
+    ];
+    OBJECTS.contains(&name) || name.starts_with("lc_")
+}
 
 /// The name of the state query on servers. It is prepared when it is sent twice in a row.
 const STATE_QUERY: &[u8] = b"pglobby_ask";
 
 /// Appends the messages that change a server's settings from `applied` to `wanted`. Returns `true` if they
 /// include a simple query, which removes the server's unnamed statement.
+///
+/// PostgreSQL keeps a setting whose object is dropped (`default_text_search_config`). No server takes it any
+/// more: the session loses it, and goes on.
 #[must_use = "the server's unnamed statement may be gone"]
 pub fn restore_settings(
     applied: &Arc<Settings>,
@@ -74,25 +90,92 @@ pub fn restore_settings(
         from = &none;
     }
     let missing = || wanted.iter().filter(|(name, value)| from.get(name) != Some(value));
-    // The encoding comes first, because the other values are in it. The role comes last, because it may have
-    // fewer rights than the login.
-    let place = |name: &str| match name {
-        "client_encoding" => 0,
-        "role" => 2,
-        _ => 1,
-    };
-    let ordered = (0..3).flat_map(|at| missing().filter(move |(name, _)| place(name) == at));
-    let mut any = false;
+    let ordered =
+        Place::ALL.into_iter().flat_map(|place| missing().filter(move |(name, _)| Place::of(name) == place));
+    let mut is_open = false;
     for (name, value) in ordered {
-        any = true;
-        ours.set(if name == "role" { ROLE } else { PARAMETER }, name, value, replies, out);
+        let place = Place::of(name);
+        if place == Place::Alone && is_open {
+            sync(replies, out);
+        }
+        let setter = if place == Place::Role { ROLE } else { PARAMETER };
+        if is_of_object(name) && from.get(name).is_some() {
+            // If this session's value is refused, the last session's must not stay.
+            ours.set(RESET, Place::Alone, name, "", replies, out);
+            sync(replies, out);
+        }
+        ours.set(setter, place, name, value, replies, out);
+        is_open = place != Place::Alone;
+        if !is_open {
+            sync(replies, out);
+        }
     }
-    if any {
-        append(out, b'S', |_| {});
-        let _ = replies.track(Request::Sync, Origin::Proxy);
+    if is_open {
+        sync(replies, out);
     }
     queried
 }
+
+/// Makes custom parameters known to a server: they read `''` there, as on the server where the session had
+/// them, and no longer NULL.
+#[cold]
+pub fn make_known(
+    names: &[Box<str>],
+    ours: &mut ProxyStatements,
+    replies: &mut ReplyTracker,
+    out: &mut Vec<u8>,
+) {
+    for name in names {
+        ours.set(RESET, Place::Alone, name, "", replies, out);
+        sync(replies, out);
+    }
+}
+
+fn sync(replies: &mut ReplyTracker, out: &mut Vec<u8>) {
+    append(out, b'S', |_| {});
+    let _ = replies.track(Request::Sync, Origin::Proxy);
+}
+
+/// When a parameter is set, and in which batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// First, because the other values are in this encoding.
+    Encoding,
+    /// In one batch: no server refuses a value that another one has accepted.
+    Together,
+    /// In a batch of its own, so that an error loses this setting alone: what it names may be gone.
+    Alone,
+    /// Last, because the role may have fewer rights than the login.
+    Role,
+}
+
+impl Place {
+    const ALL: [Self; 4] = [Self::Encoding, Self::Together, Self::Alone, Self::Role];
+
+    fn of(name: &str) -> Self {
+        match name {
+            "client_encoding" => Self::Encoding,
+            "role" => Self::Role,
+            _ if NEVER_REFUSED.binary_search(&name).is_ok() => Self::Together,
+            _ => Self::Alone,
+        }
+    }
+}
+
+/// Parameters whose values depend on nothing but the server's version; sorted. The usual ones: others are set
+/// as safely, in one more batch each.
+#[rustfmt::skip]
+const NEVER_REFUSED: [&str; 36] = [
+    "application_name", "array_nulls", "bytea_output", "check_function_bodies", "client_min_messages",
+    "datestyle", "default_statistics_target", "default_transaction_deferrable",
+    "default_transaction_isolation", "default_transaction_read_only", "enable_bitmapscan", "enable_hashjoin",
+    "enable_indexscan", "enable_mergejoin", "enable_nestloop", "enable_seqscan", "extra_float_digits",
+    "from_collapse_limit", "idle_in_transaction_session_timeout", "idle_session_timeout", "intervalstyle",
+    "jit", "join_collapse_limit", "lock_timeout", "maintenance_work_mem", "plan_cache_mode",
+    "quote_all_identifiers", "random_page_cost", "row_security", "search_path",
+    "standard_conforming_strings", "statement_timeout", "synchronous_commit", "timezone", "work_mem",
+    "xmloption",
+];
 
 impl ProxyStatements {
     /// The names of the statements that the server has.
@@ -138,6 +221,7 @@ impl ProxyStatements {
     fn set(
         &mut self,
         (at, statement, text): Setter,
+        place: Place,
         name: &str,
         value: &str,
         replies: &mut ReplyTracker,
@@ -149,10 +233,14 @@ impl ProxyStatements {
             parse(statement, text, out);
             let _ = replies.track(Request::ParseAsIs, Origin::Proxy);
         }
+        let (origin, request) = match place {
+            Place::Alone => (Origin::Restore, Request::RestoreSetting(name.into())),
+            _ => (Origin::Proxy, Request::Execute(None)),
+        };
         bind(statement, &[name, value], out);
-        let _ = replies.track(Request::Bind, Origin::Proxy);
+        let _ = replies.track(Request::Bind, origin);
         execute(out);
-        let _ = replies.track(Request::Execute(None), Origin::Proxy);
+        let _ = replies.track(request, origin);
     }
 
     /// Closes the statements, before a session reads the list of prepared statements.
@@ -170,5 +258,33 @@ impl ProxyStatements {
             self.query_state = QueryState::Absent;
             close_statement(STATE_QUERY, out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_role_comes_last_and_what_may_be_refused_alone() {
+        assert!(NEVER_REFUSED.is_sorted());
+        let names = ["role", "default_tablespace", "my.note", "search_path", "client_encoding", "timezone"];
+        let wanted = Arc::new(Settings::new(names.map(|name| (name.to_owned(), "x".to_owned()))));
+        let (mut ours, mut replies, mut out) =
+            (ProxyStatements::default(), ReplyTracker::default(), Vec::new());
+        assert!(!restore_settings(&Arc::default(), &wanted, &mut ours, &mut replies, &mut out));
+        let mut order = String::new();
+        for message in crate::data_path::session_state::channels::messages(&out) {
+            let bound = message.split(|byte| *byte == 0);
+            let name =
+                names.into_iter().find(|name| bound.clone().any(|part| part.ends_with(name.as_bytes())));
+            match message[0] {
+                b'S' => order.push('|'),
+                b'B' => order.extend([name.unwrap_or("?"), " "]),
+                _ => {}
+            }
+        }
+        let expected = "client_encoding search_path timezone |default_tablespace |my.note |role |";
+        assert_eq!(order, expected);
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     data_path::session_state::{
         Settings,
         resets::{PendingRestore, Reset, Resets, forbids_restore},
+        server_role::{HiddenCatalogs, ServerRole},
         side_effects::SideEffects,
         state_query::StateChecks,
     },
@@ -26,14 +27,20 @@ use crate::{
 /// or was rolled back is left alone. One that pg_settings does not list counts as reset if it is empty.
 const RESTORE: &[u8] = b"SELECT pg_catalog.set_config(n, v, l) FROM ROWS FROM (pg_catalog.unnest($1::text[]), \
         pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::boolean[])) AS given (n, v, l) \
-      WHERE coalesce((SELECT source <> 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n), \
+      WHERE coalesce((SELECT source <> 'session' FROM pg_catalog.pg_show_all_settings() WHERE pg_catalog.lower(name) = n), \
         coalesce(pg_catalog.current_setting(n, true), '') = '')";
 
-/// The same for the role. The server terminates itself if it would reject it.
-const RESTORE_ROLE: &[u8] = b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1::text \
-        AND pg_catalog.pg_has_role(session_user, oid, 'MEMBER')) THEN pg_catalog.set_config('role', $1, $2::boolean) \
-      ELSE pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())::text END \
-      WHERE pg_catalog.current_setting('role') = 'none'";
+/// The same where pg_settings is hidden: each counts as reset.
+const RESTORE_UNSEEN: &[u8] =
+    b"SELECT pg_catalog.set_config(n, v, l) FROM ROWS FROM (pg_catalog.unnest($1::text[]), \
+        pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::boolean[])) AS given (n, v, l)";
+
+/// The same for the role: $1 where the server has $3, that of its start. The server ends the session if it
+/// rejects the role (`restore_settings.rs`); the client's transaction may go on, so `exit_on_error` ends here.
+const RESTORE_ROLE: &[u8] = b"WITH before AS MATERIALIZED (SELECT pg_catalog.current_setting('exit_on_error') AS value) \
+      SELECT pg_catalog.set_config('exit_on_error', 'on', true), pg_catalog.set_config('role', $1, $2::boolean), \
+        pg_catalog.set_config('exit_on_error', before.value, true) FROM before \
+      WHERE pg_catalog.current_setting('role') = $3";
 
 impl ServerSide {
     /// Records which startup parameters a text resets: at once, or when its `portal` is executed.
@@ -132,7 +139,8 @@ impl ClientMessages<'_, '_> {
         if due.iter().any(|reset| !reset.local) {
             self.server.checks.add(StateChecks::ANY_SETTING);
         }
-        set(&due, self.startup, origin, &mut self.server.replies, self.out.build());
+        let ServerSide { replies, role, .. } = &mut *self.server;
+        set(&due, self.startup, role, origin, replies, self.out.build());
         if apart {
             let _ = self.server.replies.track(Request::Sync, Origin::Proxy);
             append(self.out.build(), b'S', |_| {});
@@ -142,7 +150,15 @@ impl ClientMessages<'_, '_> {
 
 /// The encoding comes first, because the other values are in it. The role comes last, because it may have
 /// fewer rights than the login.
-fn set(due: &[Reset], startup: &Settings, origin: Origin, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
+fn set(
+    due: &[Reset],
+    startup: &Settings,
+    server: &ServerRole,
+    origin: Origin,
+    replies: &mut ReplyTracker,
+    out: &mut Vec<u8>,
+) {
+    let restore = if server.hides(HiddenCatalogs::SETTINGS) { RESTORE_UNSEEN } else { RESTORE };
     let is_encoding = |reset: &&Reset| *reset.name == *"client_encoding";
     let is_role = |reset: &&Reset| *reset.name == *"role";
     let encoding: Vec<&Reset> = due.iter().filter(is_encoding).collect();
@@ -153,9 +169,10 @@ fn set(due: &[Reset], startup: &Settings, origin: Origin, replies: &mut ReplyTra
         let names = array_literal(resets.iter().map(|reset| &*reset.name));
         let values = array_literal(resets.iter().map(|reset| value(reset)));
         let locals = array_literal(resets.iter().map(|reset| local(reset)));
-        once(RESTORE, &[&names, &values, &locals], Request::Execute(None), origin, replies, out);
+        once(restore, &[&names, &values, &locals], Request::Execute(None), origin, replies, out);
     }
     for role in due.iter().filter(is_role) {
-        once(RESTORE_ROLE, &[value(role), local(role)], Request::Execute(None), origin, replies, out);
+        let parameters = [value(role), local(role), &*server.start];
+        once(RESTORE_ROLE, &parameters, Request::Execute(None), origin, replies, out);
     }
 }

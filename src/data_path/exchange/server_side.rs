@@ -20,7 +20,12 @@ use crate::{
             sql_prepare_effects::{PrepareEffects, with_client_names, without_position},
         },
         session_state::{
-            Settings, channels::NotificationFilter, parameter_status::ReportedParameters, pins::Pins,
+            Settings,
+            channels::NotificationFilter,
+            custom_names::{CustomSet, ServerCustomSet},
+            parameter_status::ReportedParameters,
+            pins::Pins,
+            server_role::ServerRole,
             state_query::StateChecks,
         },
         sql::Lexing,
@@ -56,6 +61,10 @@ pub struct ServerSide {
     pub statements: ServerStatements,
     /// The settings that the server has, as far as the proxy knows.
     pub applied: Arc<Settings>,
+    /// The role that it runs as.
+    pub role: ServerRole,
+    /// The custom parameters that it has had.
+    pub custom: ServerCustomSet,
     /// What the present transaction may have changed.
     pub checks: PendingChecks,
     /// The session has set parameters with unknown names, and has not reset all settings since.
@@ -102,6 +111,8 @@ pub struct ChunkEvents {
     pub fatal: bool,
     /// Errors that the client gets.
     pub errors: u32,
+    /// Settings that the server refused, and that the session has lost.
+    pub lost_settings: u32,
 }
 
 /// Why the connections of server and client must be closed.
@@ -122,6 +133,7 @@ impl ServerSide {
     /// A server that has just been opened, with the parameters that it reported.
     pub fn new(reported: ReportedParameters, prepared_max: PreparedLimits) -> Self {
         Self {
+            role: ServerRole::new(&reported),
             statements: ServerStatements::new(prepared_max),
             settings_answer: Some(Settings::default()),
             lexing: lexing(&reported),
@@ -129,6 +141,19 @@ impl ServerSide {
             parameters_changed: true,
             ..Self::default()
         }
+    }
+
+    /// Notes that custom parameters with unknown names may have been set.
+    #[inline]
+    pub fn note_unnamed_custom(&mut self) {
+        if self.checks.take_sets_custom() {
+            self.custom.set(CustomSet::UNNAMED);
+        }
+    }
+
+    /// Whether the session is another login than the server was opened with.
+    pub fn has_other_login(&self) -> bool {
+        self.role.has_other_login(&self.reported)
     }
 
     /// Whether a message has arrived in part. Nothing may be written to the client between its parts.
@@ -271,7 +296,7 @@ impl ServerSide {
                 self.parameter_status(bytes, client, out);
                 Ok(false)
             }
-            b'N' => Ok(self.replies.origin() != Some(Origin::Proxy)),
+            b'N' => Ok(!matches!(self.replies.origin(), Some(Origin::Proxy | Origin::Restore))),
             _ => self.reply(tag, bytes, client),
         }
     }
@@ -376,7 +401,7 @@ impl ServerSide {
             events.fatal = true;
             return Ok(true);
         }
-        let Self { replies, statements, settings_answer, .. } = self;
+        let Self { replies, statements, settings_answer, applied, .. } = self;
         let origin = replies.error(|pending, skipped| {
             if pending.changes_unnamed() {
                 client.statements.unnamed_skipped(skipped.failed, skipped.unnamed_later);
@@ -394,6 +419,10 @@ impl ServerSide {
                 }
                 Request::DescribeParsed(statement_name) => statements.failed(&statement_name.statement),
                 Request::AskSettings(_) => *settings_answer = Some(Settings::default()),
+                Request::RestoreSetting(name) => {
+                    client.lose_setting(&name, applied);
+                    events.lost_settings += 1;
+                }
                 // The skipped Close leaves the unnamed statement there, which may be another client's.
                 Request::CloseUnnamed => statements.set_unnamed_unknown(),
                 Request::Query(prepare_effects) => {
@@ -414,7 +443,7 @@ impl ServerSide {
         })?;
         match origin {
             Origin::Proxy => return Err(ExchangeError::RejectedRequest(ServerError::read(bytes))),
-            Origin::TryPrepare => return Ok(false),
+            Origin::Restore | Origin::TryPrepare => return Ok(false),
             Origin::Denied(reason) => {
                 events.errors += 1;
                 client.rules().client_error(reason).write(Severity::Error, out.build());

@@ -73,6 +73,8 @@ impl ClientSide {
         self.count_in(memory);
         self.statements.move_to(&table, &self.wanted, &self.rules.memory);
         self.parse_settings = (table.settings.of(&self.wanted), self.wanted.clone());
+        self.wanted_custom = table.custom_names.of(&self.wanted);
+        self.custom = self.wanted_custom;
         self.rules.functions = functions;
         self.rules.shared_statements = table;
         self.rules.follow = follow;

@@ -22,9 +22,8 @@ use crate::{
 /// The longest message of a server that only listens; a payload has 8 000 bytes at most.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
-/// A listener connection may be idle for weeks.
-const NEVER_TOO_IDLE: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
-     WHERE name = 'idle_session_timeout'";
+/// A listener connection may be idle for weeks. PostgreSQL 13 has no such limit, and refuses this.
+const NEVER_TOO_IDLE: &str = "SET idle_session_timeout = 0";
 
 /// A connection that listens. It counts in the host's budget, not in the pool's size.
 pub(super) struct ListenerConnection {
@@ -60,7 +59,9 @@ impl ListenerConnection {
             warn!(tenant = pool.tenant.name, side = "server", %error, "cannot open a listener connection");
             ClientError::ServerLost
         };
-        server.run(NEVER_TOO_IDLE).await.map_err(lost)?;
+        if let Err(error @ AskError::Lost(_)) = server.run(NEVER_TOO_IDLE).await {
+            return Err(lost(error));
+        }
         let sql = format!("SET application_name = 'pglobby listener'; LISTEN {MARKERS}");
         server.run(&sql).await.map_err(lost)?;
         Ok(Self { server, buffer: Vec::new() })

@@ -8,6 +8,8 @@
 mod connect_backoff;
 mod connect_turns;
 mod connector;
+pub mod custom_parameters;
+mod hidden_catalogs;
 pub mod host_budget;
 mod host_connecting;
 mod idle_servers;
@@ -42,6 +44,8 @@ pub use self::stats::SessionCount;
 pub use self::tenant_pools::{BeforeFirstPool, RoleRepair, TenantLookup, TenantPools};
 use self::{
     connector::Connector,
+    custom_parameters::CustomParameters,
+    hidden_catalogs::KnownCatalogs,
     pinned_sessions::PinnedSessions,
     role_settings::RoleStart,
     server_list::ServerList,
@@ -162,6 +166,8 @@ pub struct Pool {
     connector: Connector,
     /// Settings of role and database that its servers began with.
     role_start: RoleStart,
+    catalogs: KnownCatalogs,
+    custom: CustomParameters,
     status_cache: StatusCache,
     /// Listens for sessions that LISTEN. Shared with the pools that replace this one.
     listener: Arc<ListenerSlot>,
@@ -228,6 +234,9 @@ impl Pool {
             self.note_reported(&mut server);
         }
         let now = self.worker.clock.now();
+        if !server.side.custom.ever.is_empty() {
+            self.note_custom_parameters(&mut server, now);
+        }
         let age = now.saturating_sub(server.opened_at);
         let yields =
             self.connector.budget.is_permit_wanted() && self.waiting() == 0 && age >= self::host_budget::HOLD;

@@ -232,6 +232,7 @@ impl Pool {
             idle_since: now,
             answered_at: now,
             permit,
+            renewed: None,
             listed,
         })
     }

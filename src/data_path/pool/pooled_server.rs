@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{host_budget::Permit, server_list::ListedServer};
+use super::{custom_parameters::FirstText, host_budget::Permit, server_list::ListedServer};
 use crate::data_path::{server::connection::Server, tenant::Access};
 
 /// A server and the pool's records of it. Dropping it closes the connection, then frees its permit.
@@ -25,6 +25,8 @@ pub struct PooledServer {
     /// When it last answered.
     pub(super) answered_at: Duration,
     pub(super) permit: Permit,
+    /// It was opened for a session without custom parameters, then, and has had none since.
+    pub(super) renewed: Option<(FirstText, Duration)>,
     /// What operators see of it.
     pub listed: ListedServer,
 }

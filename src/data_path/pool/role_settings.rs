@@ -8,7 +8,8 @@
 //!
 //! Only pglobby sets parameters for the role that all logins of a tenant share: none, or
 //! `default_transaction_read_only`. The tenant's own code can set others; they are found here and undone
-//! (`control_path/onboarding/repair.rs`).
+//! (`control_path/onboarding/repair.rs`). An exception is `role`: an operator may let the role act as another
+//! one that it is a member of, and to anyone else the setting gives no more than SET ROLE would.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,7 +21,7 @@ use crate::data_path::{
         IdentityTrouble, TroubleKind,
         connection::{AskError, Row, Server},
     },
-    session_state::role_settings::RoleSettings,
+    session_state::{role_settings::RoleSettings, server_role::HiddenCatalogs},
     tenant::Access,
 };
 
@@ -77,8 +78,9 @@ impl Pool {
     pub async fn has_same_start(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
         // Known before the server was opened, and still in the catalog: so it began with them.
         let before = self.start();
-        let written = match server.ask(&written(), &[self.role_start.as_made()]).await {
-            Ok(mut rows) => {
+        let written = match self.ask_written(server).await {
+            Ok(None) => None,
+            Ok(Some(mut rows)) => {
                 if let Some(trouble) = self.role_start.unlike_made(&mut rows)
                     && self.repair_role(trouble).await
                 {
@@ -86,6 +88,10 @@ impl Pool {
                 }
                 let values = rows.concat().into_iter();
                 Some(values.flat_map(|value| [value.unwrap_or_default(), vec![0]]).flatten().collect())
+            }
+            Err(AskError::Refused(error)) if error.is_denied() => {
+                self.look_for_hidden_catalogs(server).await?;
+                None
             }
             Err(error @ AskError::Refused(_)) => {
                 if self.repair_role_after(&error).await {
@@ -98,9 +104,13 @@ impl Pool {
         let start = match before {
             Some(start) => start,
             None => {
-                let values = match server.ask(&values(), &[]).await {
-                    Err(AskError::Refused(_)) => Vec::new(),
-                    values => values?,
+                let hidden = server.side.role.hidden;
+                let values = match hidden.intersects(NEEDED) {
+                    true => Vec::new(),
+                    false => match server.ask(&values(hidden), &[]).await {
+                        Err(AskError::Refused(_)) => Vec::new(),
+                        values => values?,
+                    },
                 };
                 self.role_start.start.get_or_init(|| Arc::new(RoleSettings::read(written.clone(), &values)))
             }
@@ -113,6 +123,16 @@ impl Pool {
             info!(tenant = self.tenant.name, "pool replaced: settings of role or database changed");
         }
         Ok(false)
+    }
+
+    /// The catalog's rows about this role and database; `None` if they are hidden.
+    async fn ask_written(&self, server: &mut Server) -> Result<Option<Vec<Row>>, AskError> {
+        self.note_hidden_catalogs(server).await?;
+        let hidden = server.side.role.hidden;
+        if hidden.contains(HiddenCatalogs::ROLE_SETTINGS) {
+            return Ok(None);
+        }
+        server.ask(&written(hidden), &[self.role_start.as_made()]).await.map(Some)
     }
 
     /// Has the control path repair a role or database that has changed. `true`: the pool was replaced.
@@ -133,34 +153,53 @@ impl Pool {
 /// The setting of a read-only role (`control_path/onboarding/roles.rs`).
 const READER_AS_MADE: &str = "default_transaction_read_only=on";
 
-/// Catalog rows for the session's database and role.
-const ABOUT_US: &str = "pg_catalog.pg_db_role_setting AS s WHERE \
-    s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
-    AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))";
+/// The catalogs without which the values at a session's start cannot be read.
+const NEEDED: HiddenCatalogs = HiddenCatalogs::SETTINGS.union(HiddenCatalogs::ROLE_SETTINGS);
 
-/// The catalog's rows, with `xmin`: an updated row differs. Two more columns: the names of settings that the
-/// role was not created with ($1 is the one that it may have been created with), and whether it has that one.
-fn written() -> String {
+/// Catalog rows for the session's database and role.
+fn about_us(hidden: HiddenCatalogs) -> String {
+    // Without pg_database, the path of a file in the database has its OID.
+    let database = match hidden.contains(HiddenCatalogs::DATABASES) {
+        false => "SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
+        true => {
+            "SELECT (pg_catalog.regexp_match(pg_catalog.pg_relation_filepath('pg_catalog.pg_class'::pg_catalog.regclass), \
+               '([0-9]+)/[^/]+$'))[1]::pg_catalog.oid"
+        }
+    };
+    format!(
+        "pg_catalog.pg_db_role_setting AS s WHERE s.setdatabase IN (0, ({database})) \
+         AND s.setrole IN (0, pg_catalog.to_regrole(pg_catalog.quote_ident(session_user))::pg_catalog.oid)"
+    )
+}
+
+/// The catalog's rows, with `xmin`: an updated row differs. Two more columns: the names of settings that role
+/// or database were not created with, and whether the role has the one in $1, which it may have been created
+/// with. A database sets no role.
+fn written(hidden: HiddenCatalogs) -> String {
+    let about_us = about_us(hidden);
     format!(
         "SELECT s.setdatabase, s.setrole, s.xmin, s.setconfig, \
-            CASE WHEN s.setrole <> 0 THEN (SELECT pg_catalog.string_agg(pg_catalog.split_part(entry, '=', 1), ', ') \
-                FROM pg_catalog.unnest(s.setconfig) AS entry WHERE s.setdatabase <> 0 OR entry <> $1) END, \
+            (SELECT pg_catalog.string_agg(pg_catalog.split_part(entry, '=', 1), ', ') \
+                FROM pg_catalog.unnest(s.setconfig) AS entry WHERE CASE WHEN s.setrole <> 0 \
+                  THEN (s.setdatabase <> 0 OR entry <> $1) AND pg_catalog.left(entry, 5) <> 'role=' \
+                  ELSE s.setdatabase <> 0 AND pg_catalog.left(entry, 5) = 'role=' END), \
             s.setrole <> 0 AND s.setdatabase = 0 AND $1 = ANY (s.setconfig) \
-        FROM {ABOUT_US} ORDER BY 1, 2"
+        FROM {about_us} ORDER BY 1, 2"
     )
 }
 
 /// `(name, value, built-in value, is in the catalog)`, without parameters that only a superuser may set.
-fn values() -> String {
+fn values(hidden: HiddenCatalogs) -> String {
+    let about_us = about_us(hidden);
     format!(
         "WITH named AS (SELECT DISTINCT pg_catalog.lower(pg_catalog.split_part(entry, '=', 1)) AS name \
-            FROM (SELECT pg_catalog.unnest(s.setconfig) AS entry FROM {ABOUT_US}) AS entries) \
+            FROM (SELECT pg_catalog.unnest(s.setconfig) AS entry FROM {about_us}) AS entries) \
         SELECT pg_catalog.lower(p.name), pg_catalog.current_setting(p.name), p.boot_val, n.name IS NOT NULL \
-            FROM pg_catalog.pg_settings AS p LEFT JOIN named AS n ON n.name = pg_catalog.lower(p.name) \
+            FROM pg_catalog.pg_show_all_settings() AS p LEFT JOIN named AS n ON n.name = pg_catalog.lower(p.name) \
             WHERE p.context = 'user' AND (n.name IS NOT NULL OR p.setting IS DISTINCT FROM p.boot_val) \
         UNION ALL SELECT n.name, coalesce(pg_catalog.current_setting(n.name, true), ''), '', true FROM named AS n \
             WHERE pg_catalog.strpos(n.name, '.') > 0 \
-            AND NOT EXISTS (SELECT FROM pg_catalog.pg_settings AS p WHERE pg_catalog.lower(p.name) = n.name)"
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_show_all_settings() AS p WHERE pg_catalog.lower(p.name) = n.name)"
     )
 }
 

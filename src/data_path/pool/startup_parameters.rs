@@ -292,6 +292,7 @@ async fn status_from(
     asked: Settings,
 ) -> Result<StartupStatus, ClientError> {
     let changes = pool.status_cache.changes();
+    server.side.custom.ever.insert(pool.statements.custom_names.of(&asked));
     match apply(&mut server, &asked).await {
         Ok((settings, said)) => {
             let (reported, quiet) = (Arc::new(server.side.reported.clone()), said.is_empty());

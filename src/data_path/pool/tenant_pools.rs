@@ -190,6 +190,8 @@ impl TenantPools {
             queue: WaitQueue::new(rules.size, self.pauses.is_paused(tenant.id)),
             connector,
             role_start,
+            catalogs: Default::default(),
+            custom: Default::default(),
             status_cache: StatusCache::default(),
             listener,
             pinned: Arc::new(pinned),

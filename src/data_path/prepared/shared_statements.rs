@@ -22,7 +22,11 @@ use super::{
     statement_text::StoredText,
 };
 use crate::{
-    data_path::{lock::locked, memory_limit::Account, session_state::side_effects::SideEffects},
+    data_path::{
+        lock::locked,
+        memory_limit::Account,
+        session_state::{custom_names::CustomNames, side_effects::SideEffects},
+    },
     error::Limit,
 };
 
@@ -33,6 +37,8 @@ pub struct SharedStatements {
     hasher: RandomState,
     /// The settings under which they are parsed.
     pub settings: ParseSettingsTable,
+    /// The custom parameters that its sessions have set.
+    pub custom_names: CustomNames,
     /// The account for their memory.
     pub memory: Arc<Account>,
 }

@@ -2,6 +2,7 @@
 //! client leaves, or the session is cancelled or ended.
 
 use std::{
+    borrow::Cow,
     future::poll_fn,
     pin::Pin,
     sync::atomic::Ordering,
@@ -15,13 +16,17 @@ use super::{BUFFERS, Buffers, Relay, Step, session_end::SessionEnd};
 use crate::{
     data_path::{
         exchange::{FIRST_MESSAGE_BYTES, FirstMessage},
-        pool::PooledServer,
+        pool::{PooledServer, custom_parameters::FirstText},
         server::connection::Server,
-        session_state::{pins::Pins, role_settings::StartSettings},
+        session_state::{custom_names::CustomSet, pins::Pins, role_settings::StartSettings},
         sessions::registry::Activity,
     },
     error::ClientError,
+    wire::frame::{HEADER_BYTES, cstr},
 };
+
+/// How much of a text is looked at.
+const TEXT_BYTES_MAX: usize = 4096;
 
 /// Why the client's next messages wait for pending replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,13 +65,39 @@ impl Relay {
         if self.pool.is_retired() {
             self.follow_successor()?;
         }
-        Ok(match self.session.side.start_settings.is_same().then(|| self.pool.try_borrow()).flatten() {
+        let may_borrow = self.session.side.start_settings.is_same();
+        let server = match self.pool.has_custom_parameters() {
+            _ if !may_borrow => None,
+            false => self.pool.try_borrow(),
+            true => self.pool.try_borrow_for(self.session.side.custom, self.first_text(request)),
+        };
+        Ok(match server {
             Some(server) => {
                 self.hold_server(server);
                 ServerLink::Linked
             }
             None => ServerLink::NoneIdle,
         })
+    }
+
+    /// What the first message of these bytes is, as far as it may see a custom parameter.
+    #[cold]
+    fn first_text(&self, request: &[u8]) -> FirstText {
+        let mut body = request.get(HEADER_BYTES..).unwrap_or_default();
+        let mut next = || cstr(&mut body).unwrap_or_default();
+        let text = match request.first() {
+            Some(b'Q') => Cow::Borrowed(request.get(HEADER_BYTES..).unwrap_or_default()),
+            Some(b'P') => {
+                next();
+                Cow::Borrowed(body)
+            }
+            Some(b'B') => {
+                next();
+                self.session.side.prepared_text(next()).unwrap_or_default()
+            }
+            _ => Cow::Borrowed(&b""[..]),
+        };
+        FirstText::of(text.get(..TEXT_BYTES_MAX).unwrap_or(&text))
     }
 
     /// Session mode: the session has this server from its login to its end.
@@ -87,6 +118,7 @@ impl Relay {
             if self.session.side.follows() { self.session.handle.process_id } else { server.process_id };
         server.listed.lent_to(self.session.handle.process_id, self.pool.worker.clock.now_ms());
         server.side.sequences.lent_to(self.session.handle.process_id);
+        server.side.custom.by_session = CustomSet::default();
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
     }
@@ -158,14 +190,26 @@ impl Relay {
                 {
                     return Ok(());
                 }
+                if self.pool.has_custom_parameters() && self.session.side.follows() {
+                    let (own, text) = (self.session.side.custom, self.first_text(&self.session.inbox));
+                    match Box::pin(pool.renew(server, own, text, self.session.query_wait)).await {
+                        Ok(renewed) => server = renewed,
+                        Err(client_error) => return self.not_borrowed(client_error),
+                    }
+                }
                 self.hold_server(server);
                 self.send_inbox().await
             }
-            Err(client_error) if self.pool.is_retired() && self.pool.current().is_none() => {
-                Err(client_error.into())
-            }
-            Err(_) if self.pool.is_retired() => Ok(()),
-            Err(client_error) => {
+            Err(client_error) => self.not_borrowed(client_error),
+        }
+    }
+
+    /// The session goes on with the pool's successor, or its request gets this error.
+    fn not_borrowed(&mut self, client_error: ClientError) -> Result<(), SessionEnd> {
+        match self.pool.is_retired() {
+            true if self.pool.current().is_none() => Err(client_error.into()),
+            true => Ok(()),
+            false => {
                 self.session.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
                 self.refuse_request(&client_error);
                 Ok(())

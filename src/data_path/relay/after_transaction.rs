@@ -20,10 +20,13 @@ use super::{
 };
 use crate::{
     data_path::{
-        exchange::pending_checks::{AnswerLimits, CheckedState, PendingChecks},
+        exchange::pending_checks::{ALL_VALUES, AnswerLimits, CheckedState, PendingChecks},
         prepared::Statement,
-        server::connection::{AskError, Server},
-        session_state::{Settings, pins::Pins, state_query::StateChecks},
+        server::connection::{AskError, Row, Server},
+        session_state::{
+            Settings, custom_names::CustomSet, pins::Pins, server_role::HiddenCatalogs,
+            state_query::StateChecks,
+        },
     },
     error::TenantSwitchError,
 };
@@ -64,6 +67,9 @@ impl Relay {
             self.load().await?;
             for found in self.pool.functions.lookup_after_load(&before_load, changed) {
                 checks.record(&found, false);
+            }
+            if let (true, Some(server)) = (checks.take_sets_custom(), self.server.as_mut()) {
+                server.side.custom.set(CustomSet::UNNAMED);
             }
             self.unshare(checks.take_prepared_under_unknown());
         }
@@ -200,18 +206,30 @@ impl Relay {
             value_bytes: self.session.side.rules().settings_bytes_max,
             channels: self.pool.rules.channels_max,
         };
-        let (sql, names) = checks.state_query(wanted, startup, answer);
-        let mut arrays = vec![names];
-        if checks.includes(StateChecks::PREPARED) {
-            arrays.extend([server.side.statements.client_names(), server.side.prepared_names()]);
+        let mut rows = match ask_state(server, checks, wanted, startup, answer).await {
+            // A catalog has been hidden since the server was opened.
+            Err(AskError::Refused(error)) if error.is_denied() => {
+                self.pool.look_for_hidden_catalogs(server).await?;
+                ask_state(server, checks, wanted, startup, answer).await?
+            }
+            answer => answer?,
+        };
+        if checks.needs_all_values(startup, &server.side.role) {
+            checks.add_settings(&mut rows, &server.run(ALL_VALUES).await?);
         }
-        let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
-        let rows = server.ask_again(&sql, &arrays).await?;
         let missing = rows.iter().filter_map(|row| match &row[..] {
             [Some(kind), Some(name), ..] if kind == b"m" => Some(&**name),
             _ => None,
         });
-        let checked = checks.answered(&rows, wanted, startup, pins);
+        let role = &server.side.role;
+        let checked = checks.answered(&rows, wanted, startup, role, pins);
+        // Under a role that is a superuser, it may have set what nothing else shows here.
+        let unseen = role.hides(HiddenCatalogs::SETTINGS)
+            && checks.may_have_superuser_settings(wanted, role)
+            && server.side.reported.text("is_superuser") == Some("on");
+        if unseen || checks.may_have_other_login() && server.side.has_other_login() {
+            pins.insert(Pins::SETTINGS);
+        }
         server.side.deallocated_by_code(&missing.collect::<Vec<_>>(), &mut self.session.side);
         if checks.includes(StateChecks::DBLINK) {
             pins.set(Pins::DBLINK, keeps_dblink(server).await?);
@@ -226,9 +244,9 @@ impl Relay {
     /// Settings beyond the limit stay on their server, which is pinned then.
     async fn keep_settings(&mut self, checked: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let CheckedState { wanted, mut applied, channels: _ } = checked;
+        let CheckedState { mut wanted, mut applied, channels: _ } = checked;
         if wanted != applied {
-            restore(server, &wanted, &mut applied).await?;
+            restore(server, &mut wanted, &mut applied).await?;
         }
         self.pass_notifications();
         let Some(server) = self.server.as_mut() else { return Ok(()) };
@@ -239,6 +257,7 @@ impl Relay {
                 server.side.applied = self.session.side.wanted.clone();
                 return Ok(());
             }
+            server.side.custom.ever.insert(self.session.side.custom);
         }
         server.side.applied = if applied == *self.session.side.wanted {
             self.session.side.wanted.clone()
@@ -247,6 +266,22 @@ impl Relay {
         };
         Ok(())
     }
+}
+
+async fn ask_state(
+    server: &mut Server,
+    checks: &PendingChecks,
+    wanted: &Settings,
+    startup: &Settings,
+    max: AnswerLimits,
+) -> Result<Vec<Row>, AskError> {
+    let (sql, names) = checks.state_query(wanted, startup, &server.side.role, max);
+    let mut arrays = vec![names];
+    if sql.contains("$2") {
+        arrays.extend([server.side.statements.client_names(), server.side.prepared_names()]);
+    }
+    let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
+    server.ask_again(&sql, &arrays).await
 }
 
 /// Whether named dblink connections are open, asked from the extension's own function; only a superuser can
@@ -270,18 +305,22 @@ async fn keeps_dblink(server: &mut Server) -> Result<bool, AskError> {
 }
 
 /// Sets those of the wanted parameters that servers report; the client gets their ParameterStatus with its
-/// reply. The others are set in front of the client's next request.
-async fn restore(server: &mut Server, wanted: &Settings, applied: &mut Settings) -> Result<(), AskError> {
-    let mut missing: Vec<(&str, &str)> = Vec::new();
+/// reply. The others are set in front of the client's next request. One that the server refuses is wanted no
+/// more.
+async fn restore(server: &mut Server, wanted: &mut Settings, applied: &mut Settings) -> Result<(), AskError> {
+    let mut missing: Vec<(Box<str>, Box<str>)> = Vec::new();
     for (name, value) in wanted.iter().filter(|(name, value)| applied.get(name) != Some(value)) {
         match server.side.reported.find(name) {
             Some((_, now)) if *now == *value.as_bytes() => {}
-            Some(_) => missing.push((name, value)),
+            Some(_) => missing.push((name.into(), value.into())),
             None => continue,
         }
     }
     for (name, value) in &missing {
-        server.ask("SELECT pg_catalog.set_config($1, $2, false)", &[name, value]).await?;
+        match server.ask("SELECT pg_catalog.set_config($1, $2, false)", &[name, value]).await {
+            Err(AskError::Refused(_)) => wanted.set(name, None),
+            answer => drop(answer?),
+        }
     }
     for (name, value) in wanted.iter().filter(|(name, _)| server.side.reported.find(name).is_some()) {
         applied.set(name, Some(value));

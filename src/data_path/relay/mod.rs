@@ -31,6 +31,7 @@ use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::oneshot,
 };
+use tracing::debug;
 
 use self::{
     acquire_server::{ReplyWait, ServerLink},
@@ -279,6 +280,15 @@ impl Relay {
         if events.errors > 0 {
             server.failed = true;
             stats.errors.fetch_add(events.errors.into(), Ordering::Relaxed);
+        }
+        if events.lost_settings > 0 {
+            debug!(
+                tenant = self.pool.tenant.name,
+                login = self.session.handle.login.name,
+                connection = self.session.handle.process_id,
+                settings = events.lost_settings,
+                "settings lost: the server refuses them, though another one took them"
+            );
         }
         if events.ready > 0 {
             stats.queries.fetch_add(events.ready.into(), Ordering::Relaxed);

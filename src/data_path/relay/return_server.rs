@@ -45,6 +45,7 @@ impl Relay {
 
     pub(super) fn give_back(&mut self) {
         let Some(server) = self.server.take() else { return };
+        self.session.side.custom.insert(server.side.custom.by_session);
         self.session.handle.server_process_id.store(0, Ordering::Relaxed);
         self.session.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
         self.session.handle.set_prepared(self.session.side.statements.len());

@@ -94,6 +94,7 @@ impl Server {
         }
         let address = opened.stream.addresses().map(|(_, theirs)| theirs);
         let mut side = ServerSide::new(reported, prepared_max);
+        side.role.begins_as(opened.start_role.as_deref());
         side.notifications.process_id = opened.process_id;
         Self {
             stream: opened.stream,

@@ -109,6 +109,8 @@ pub struct NewConnection {
     pub notices: Vec<Vec<u8>>,
     /// Minor version of protocol 3: 0 or 2.
     pub minor: u16,
+    /// The role that the session began with, if it is not the login.
+    pub start_role: Option<String>,
 }
 
 impl DialOptions {

@@ -82,7 +82,7 @@ pub enum DialCause {
     WrongIdentity {
         /// `current_database()`.
         database: String,
-        /// `current_user`.
+        /// `session_user`.
         role: String,
     },
     /// Both attempts of `prefer` or `allow` failed, with and without TLS.

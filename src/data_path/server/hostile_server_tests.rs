@@ -133,7 +133,7 @@ fn correct_login() -> Vec<u8> {
     backend_key_data(&mut out, 77, &[1, 2, 3, 4]);
     append(&mut out, b'N', |out| out.extend_from_slice(b"Mwelcome\0\0"));
     ready_for_query(&mut out, b'I');
-    identity(&mut out, &[Some(b"acme_db"), Some(b"acme_rw")]);
+    identity(&mut out, &[Some(b"acme_db"), Some(b"acme_rw"), Some(b"owner")]);
     out
 }
 
@@ -143,6 +143,7 @@ fn the_messages_of_a_correct_server_are_kept() {
     assert_eq!((opened.process_id, opened.secret.as_slice(), opened.minor), (77, &[1, 2, 3, 4][..], 0));
     let pair = |name: &[u8], value: &[u8]| (name.to_vec(), value.to_vec());
     assert_eq!(opened.parameters, [pair(b"server_version", b"15.1"), pair(b"TimeZone", b"Europe/Berlin")]);
+    assert_eq!(opened.start_role.as_deref(), Some("owner"));
     assert_eq!(opened.notices, [b"N\0\0\0\x0eMwelcome\0\0".to_vec()]);
 }
 
@@ -168,9 +169,9 @@ fn bytes_after_the_identity_are_rejected() {
 #[test]
 fn another_database_or_role_is_rejected_and_the_client_reads_neither_name() {
     for (columns, told) in [
-        ([Some(&b"other_db"[..]), Some(&b"acme_rw"[..])], true),
-        ([Some(&b"acme_db"[..]), Some(&b"postgres"[..])], true),
-        ([Some(&b"acme_db"[..]), None], false),
+        ([Some(&b"other_db"[..]), Some(&b"acme_rw"[..]), Some(&b"acme_rw"[..])], true),
+        ([Some(&b"acme_db"[..]), Some(&b"postgres"[..]), Some(&b"acme_rw"[..])], true),
+        ([Some(&b"acme_db"[..]), Some(&b"acme_rw"[..]), None], false),
     ] {
         let mut bytes = Vec::new();
         authentication_ok(&mut bytes);
@@ -249,7 +250,7 @@ fn a_long_key_belongs_to_protocol_3_2() {
         authentication_ok(&mut out);
         backend_key_data(&mut out, 1, &[9; 32]);
         ready_for_query(&mut out, b'I');
-        identity(&mut out, &[Some(b"acme_db"), Some(b"acme_rw")]);
+        identity(&mut out, &[Some(b"acme_db"), Some(b"acme_rw"), Some(b"acme_rw")]);
         out
     };
     let opened = open_once(&bytes(false)).unwrap();

@@ -35,9 +35,9 @@ const LOGIN_BYTES_MAX: usize = 256 * 1024;
 /// The newest minor version of protocol 3 that the proxy speaks.
 const MINOR: u16 = 2;
 
-/// For invariant 2. Both are keywords, not functions: a `search_path` of the role cannot replace them, and a
-/// new backend need not look them up.
-const IDENTITY_QUERY: &str = "SELECT CURRENT_CATALOG, CURRENT_USER";
+/// For invariant 2. They are keywords, not functions: a `search_path` of the role cannot replace them, and a
+/// new backend need not look them up. The login counts; `ALTER ROLE … SET role` may have made it another role.
+const IDENTITY_QUERY: &str = "SELECT CURRENT_CATALOG, SESSION_USER, CURRENT_USER";
 
 /// From the startup packet to a verified, idle session.
 pub(super) async fn log_in(
@@ -54,6 +54,7 @@ pub(super) async fn log_in(
         key: None,
         parameters: Vec::new(),
         notices: Vec::new(),
+        start_role: None,
     };
     login.start_up().await?;
     login.authenticate(options).await?;
@@ -63,8 +64,8 @@ pub(super) async fn log_in(
         return Err(unexpected("bytes after ReadyForQuery"));
     }
     let (process_id, secret) = login.key.unwrap_or_default();
-    let ServerLogin { stream, parameters, notices, minor, .. } = login;
-    Ok(NewConnection { stream, process_id, secret, parameters, notices, minor })
+    let ServerLogin { stream, parameters, notices, minor, start_role, .. } = login;
+    Ok(NewConnection { stream, process_id, secret, parameters, notices, minor, start_role })
 }
 
 struct ServerLogin<'a> {
@@ -76,6 +77,7 @@ struct ServerLogin<'a> {
     key: Option<(i32, Vec<u8>)>,
     parameters: Vec<(Vec<u8>, Vec<u8>)>,
     notices: Vec<Vec<u8>>,
+    start_role: Option<String>,
 }
 
 /// AuthenticationRequest messages that the proxy can answer.
@@ -238,16 +240,17 @@ impl ServerLogin<'_> {
 
         self.expect(b'T').await?;
         let row = self.expect(b'D').await?;
-        let Some([database, role]) = two_columns(row.body()) else {
+        let Some([database, role, current_role]) = three_columns(row.body()) else {
             return Err(unexpected("the identity's DataRow"));
         };
+        let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+        self.start_role = (current_role != role).then(|| text(current_role));
         self.expect(b'C').await?;
         if self.expect(b'Z').await?.body() != b"I" {
             return Err(unexpected("a transaction after the identity query"));
         }
         let DialTarget { database: meant, credential, .. } = self.target;
         if (database, role) != (meant.as_bytes(), credential.username.as_bytes()) {
-            let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
             return Err(DialCause::WrongIdentity { database: text(database), role: text(role) });
         }
         Ok(())
@@ -323,11 +326,12 @@ fn negotiated(body: &[u8]) -> Option<u16> {
     (rest == [0; 4] && minor <= MINOR).then_some(minor)
 }
 
-/// The two values of a DataRow with exactly two columns, neither NULL.
-fn two_columns(body: &[u8]) -> Option<[&[u8]; 2]> {
-    let (database, rest) = column(body.strip_prefix(&2u16.to_be_bytes())?)?;
-    let (role, rest) = column(rest)?;
-    rest.is_empty().then_some([database, role])
+/// The values of a DataRow with exactly three columns, none NULL.
+fn three_columns(body: &[u8]) -> Option<[&[u8]; 3]> {
+    let (first, rest) = column(body.strip_prefix(&3u16.to_be_bytes())?)?;
+    let (second, rest) = column(rest)?;
+    let (third, rest) = column(rest)?;
+    rest.is_empty().then_some([first, second, third])
 }
 
 /// A value and the bytes after it; `None` for NULL, which has a negative length.

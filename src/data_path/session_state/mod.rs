@@ -2,12 +2,14 @@
 //! changes it. Pure.
 
 pub mod channels;
+pub mod custom_names;
 pub mod identity;
 pub mod parameter_status;
 pub mod parameters;
 pub mod pins;
 pub mod resets;
 pub mod role_settings;
+pub mod server_role;
 pub mod settings;
 pub mod side_effects;
 pub mod state_query;

@@ -18,6 +18,8 @@ pub struct Resets {
     role: bool,
     /// A DO block that may reset any parameter.
     code: bool,
+    /// The role is set, after any reset of it. PostgreSQL does not tell `SET ROLE NONE` from `RESET ROLE`.
+    sets_role: bool,
 }
 
 /// A startup parameter that a text has reset.
@@ -32,20 +34,34 @@ pub struct Reset {
 impl Resets {
     /// Adds the parameters that a statement resets.
     pub fn add_statement(&mut self, statement: &Statement<'_>) {
-        let mut add = |name: &[u8], local| self.named.push((String::from_utf8_lossy(name).into(), local));
+        let mut add = |name: &[u8], local: bool| {
+            self.sets_role &= local || name != b"role";
+            self.named.push((String::from_utf8_lossy(name).into(), local));
+        };
         match &statement.kind {
             Kind::ResetAll => self.all = true,
-            Kind::Discard(Discard::All) => (self.all, self.role) = (true, true),
+            Kind::Discard(Discard::All) => (self.all, self.role, self.sets_role) = (true, true, false),
             Kind::Do => self.code |= statement.code_block().is_some_and(|code| mentions_reset(&code)),
             Kind::Reset(name) if **name == *b"session_authorization" => add(b"role", false),
             Kind::Reset(name) => add(name, false),
             Kind::Set { local, name, value: SetValue::Default } => add(name, *local),
             Kind::SetRole { local, role: SetValue::Default }
             | Kind::SetSessionAuthorization { local, role: SetValue::Default } => add(b"role", *local),
+            Kind::SetRole { local: false, .. } => self.set_role(),
             _ if statement.effects.contains(Effects::SET_CONFIG) => {
-                for call in statement.set_configs().filter(|call| call.value == Argument::Null) {
-                    if let Argument::Text(name) = &call.name {
-                        add(name, call.local != Argument::Boolean(false));
+                for call in statement.set_configs() {
+                    match &call.name {
+                        Argument::Text(name) if call.value == Argument::Null => {
+                            self.sets_role &= **name != *b"role";
+                            let local = call.local != Argument::Boolean(false);
+                            self.named.push((String::from_utf8_lossy(name).into(), local));
+                        }
+                        Argument::Text(name)
+                            if **name == *b"role" && call.local == Argument::Boolean(false) =>
+                        {
+                            self.set_role();
+                        }
+                        _ => {}
                     }
                 }
             }
@@ -53,9 +69,30 @@ impl Resets {
         }
     }
 
+    fn set_role(&mut self) {
+        self.named.retain(|(name, _)| **name != *"role");
+        (self.role, self.sets_role) = (false, true);
+    }
+
+    /// Returns whether a text sets the role for longer than its transaction, and does not reset it later.
+    pub fn sets_role(&self) -> bool {
+        self.sets_role
+    }
+
+    /// Returns whether a text resets the role for longer than its transaction, and does not set it later.
+    pub fn is_role_reset(&self) -> bool {
+        self.role || self.named.iter().any(|(named, local)| !local && **named == *"role")
+    }
+
     /// Adds the resets of another text that outlast its transaction.
     #[cold]
     pub fn add_lasting(&mut self, other: &Self) {
+        if other.sets_role {
+            self.set_role();
+        } else if other.is_role_reset() {
+            self.sets_role = false;
+        }
+        self.role |= other.role;
         self.all |= other.all || self.named.len() + other.named.len() > NAMES_MAX;
         for named in other.named.iter().filter(|(_, local)| !local) {
             if !self.named.contains(named) {
@@ -123,6 +160,10 @@ impl PendingRestore {
     /// Records the resets of a text that runs now (`portal` is `None`) or at the next Execute of `portal`.
     pub fn record(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
         let taken = resets.startup_parameters(startup);
+        if resets.sets_role() {
+            self.due.retain(|reset| *reset.name != *"role");
+            self.repeated.retain(|reset| *reset.name != *"role");
+        }
         match portal {
             _ if taken.is_empty() => {}
             Some(portal) if self.bound.len() < PORTALS_MAX => self.bound.push((portal.into(), taken)),
@@ -234,6 +275,8 @@ mod tests {
             ("DISCARD TEMP", ""),
             ("RESET ROLE", "role"),
             ("RESET SESSION AUTHORIZATION", "role"),
+            ("RESET ROLE; SET ROLE NONE", ""),
+            ("SET ROLE NONE; RESET ROLE", "role"),
             ("SET LOCAL ROLE DEFAULT", "~role"),
             ("SELECT set_config('DateStyle', NULL, false)", "datestyle"),
             ("SELECT set_config('search_path', NULL, $1), set_config('my.note', '', true)", "~search_path"),

@@ -21,6 +21,8 @@ pub struct SideEffects {
     pub checks: StateChecks,
     /// Parameters that the text names, in lower case.
     pub names: Option<Box<[Box<str>]>>,
+    /// Custom parameters that the text sets or resets, also until its transaction ends.
+    pub custom_names: Option<Box<[Box<str>]>>,
     /// Size of the statements that SET parameters.
     pub set_bytes: usize,
     /// Pins for state that no query can detect.
@@ -175,6 +177,9 @@ impl SideEffects {
         }
         if effects.intersects(Effects::SETTING_LOCAL | Effects::SET_CONFIG) {
             found.checks.insert(StateChecks::LOCAL_SETTINGS);
+            let mut calls = sql::set_configs(body);
+            let calls = effects.contains(Effects::SET_CONFIG) && calls.any(|call| is_custom(&call));
+            found.checks.set(StateChecks::CUSTOM_PARAMETERS, calls || sets_custom(body));
         }
         if effects.intersects(Effects::DDL) {
             found.checks.insert(changed_objects(body, false));
@@ -205,6 +210,10 @@ impl SideEffects {
         let (mut names_hidden, mut resets) = (false, Resets::default());
         let changes_objects = effects.intersects(Effects::DDL);
         found.only_defines = changes_objects;
+        let mut custom_names: Vec<Box<str>> = Vec::new();
+        if effects.contains(Effects::HIDDEN) && sets_custom(sql) {
+            found.checks.insert(StateChecks::CUSTOM_PARAMETERS);
+        }
         if effects.intersects(Effects::HIDDEN | Effects::DYNAMIC | Effects::UNKNOWN) {
             names.extend(dotted_names(sql));
         }
@@ -222,6 +231,9 @@ impl SideEffects {
             found.tenant = found.tenant.max(TenantMention::of(&statement));
             found.identity |= statement.identity_change().is_some();
             resets.add_statement(&statement);
+            if !Self::custom(&statement, &mut custom_names) {
+                found.checks.insert(StateChecks::CUSTOM_PARAMETERS);
+            }
             if !is_analysed_later(&statement) {
                 // A FETCH may have these effects, at the latest at commit of a cursor WITH HOLD.
                 found.add_effects(statement.deferred);
@@ -250,6 +262,7 @@ impl SideEffects {
             found.checks.remove(StateChecks::PREPARED);
         }
         found.names = (!names.is_empty()).then(|| names.into());
+        found.custom_names = (!custom_names.is_empty()).then(|| custom_names.into());
         found.driver_reset = DriverReset::read(sql, lexing);
         found.only_loads = effects == Effects::LOAD && sql::statements(sql, lexing).count() == 1;
         found.resets = (resets != Resets::default()).then(|| Box::new(resets));
@@ -273,6 +286,32 @@ impl SideEffects {
                 add(b"default_transaction_deferrable");
             }
             _ => return !statement.effects.contains(Effects::SETTING),
+        }
+        true
+    }
+
+    /// Adds the custom parameters that a statement sets or resets. Returns `false` if it may set others too.
+    fn custom(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> bool {
+        let mut add = |name: &[u8]| {
+            if name.contains(&b'.') {
+                names.push(String::from_utf8_lossy(name).into());
+            }
+        };
+        match &statement.kind {
+            Kind::Set { name, .. } | Kind::Reset(name) => add(name),
+            _ if statement.effects.contains(Effects::SET_CONFIG) => {
+                let mut all_named = true;
+                for call in statement.set_configs() {
+                    match &call.name {
+                        Argument::Text(name) => add(name),
+                        _ => all_named = false,
+                    }
+                }
+                let code = statement.code_block();
+                return all_named
+                    && !code.is_some_and(|code| sql::set_configs(&code).any(|call| is_custom(&call)));
+            }
+            _ => {}
         }
         true
     }
@@ -308,6 +347,24 @@ impl SideEffects {
         }
         true
     }
+}
+
+/// Returns whether a call may set a custom parameter.
+fn is_custom(call: &SetConfig<'_>) -> bool {
+    !matches!(&call.name, Argument::Text(name) if !name.contains(&b'.'))
+}
+
+/// Returns whether code has a SET of a custom parameter.
+fn sets_custom(code: &[u8]) -> bool {
+    const BEFORE: [&[u8]; 3] = [b"set", b"local", b"session"];
+    let mut before: &[u8] = b"";
+    code.split(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'_' | b'.' | b'$' | b'"'))
+        .filter(|word| !word.is_empty())
+        .any(|word| {
+            let is_set = BEFORE.iter().any(|verb| before.eq_ignore_ascii_case(verb));
+            before = word;
+            is_set && word.contains(&b'.')
+        })
 }
 
 /// Returns whether a statement changes parsing until its transaction ends.

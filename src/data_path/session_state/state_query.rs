@@ -1,11 +1,11 @@
 //! State checks: what may remain in a session after a transaction, and the queries that find out. Pure.
 
-use super::pins::Pins;
+use super::{pins::Pins, server_role::HiddenCatalogs};
 
 bitflags::bitflags! {
     /// State to check on the server after a transaction.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-    pub struct StateChecks: u16 {
+    pub struct StateChecks: u32 {
         /// Parameters with known names.
         const NAMED_SETTINGS = 1;
         /// Any parameter.
@@ -41,15 +41,20 @@ bitflags::bitflags! {
         const DBLINK = 1 << 14;
         /// Whether named parameters are set at all: one was reset, or a statement failed.
         const SETTING_SOURCES = 1 << 15;
+        /// Custom parameters, perhaps until the transaction ends only, whose names are not known. Needs no
+        /// query.
+        const CUSTOM_PARAMETERS = 1 << 16;
     }
 }
 
 impl StateChecks {
-    /// Pins that depend on the server's answer. `$2` is the list of prepared statements known to the proxy.
-    pub const PINS: [(Self, Pins, &'static str); 5] = [
+    /// Pins that depend on the server's answer, and the catalog that it comes from: where that is hidden, the
+    /// pin holds. `$2` is the list of prepared statements known to the proxy.
+    pub const PINS: [(Self, Pins, HiddenCatalogs, &'static str); 5] = [
         (
             Self::TEMPORARY,
             Pins::TEMPORARY,
+            HiddenCatalogs::DEPENDENCIES,
             // pg_depend has an index for this; pg_class would be scanned completely.
             "EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
              AND refobjid = pg_catalog.pg_my_temp_schema())",
@@ -57,19 +62,27 @@ impl StateChecks {
         (
             Self::LOCKS,
             Pins::ADVISORY_LOCK,
-            "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())",
+            HiddenCatalogs::LOCKS,
+            "EXISTS (SELECT FROM pg_catalog.pg_lock_status() WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())",
         ),
-        (Self::CURSORS, Pins::HOLD_CURSOR, "EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)"),
+        (
+            Self::CURSORS,
+            Pins::HOLD_CURSOR,
+            HiddenCatalogs::CURSORS,
+            "EXISTS (SELECT FROM pg_catalog.pg_cursor() WHERE is_holdable)",
+        ),
         (
             Self::PREPARED,
             Pins::PREPARE,
-            "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
+            HiddenCatalogs::PREPARED,
+            "EXISTS (SELECT FROM pg_catalog.pg_prepared_statement() \
              WHERE from_sql AND pg_catalog.left(name, 8) <> 'pglobby_' AND name <> ALL ($2::text[]))",
         ),
         (
             Self::PREPARED,
             Pins::UNSTORED,
-            "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
+            HiddenCatalogs::PREPARED,
+            "EXISTS (SELECT FROM pg_catalog.pg_prepared_statement() \
              WHERE NOT from_sql AND pg_catalog.left(name, 8) <> 'pglobby_')",
         ),
     ];
