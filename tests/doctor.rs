@@ -241,6 +241,13 @@ const CHANGED_BEHIND_OUR_BACK: &[Planted] = &[
     ),
     left(
         "acme",
+        "REVOKE EXECUTE ON FUNCTION pg_lock_status() FROM PUBLIC",
+        "catalogs_hidden",
+        "may not read pg_lock_status",
+        "GRANT EXECUTE ON FUNCTION pg_lock_status() TO PUBLIC",
+    ),
+    left(
+        "acme",
         "CREATE TABLE w (a int); GRANT UPDATE (a) ON w TO acme_ro",
         "reader_writes",
         "may write to public.w",

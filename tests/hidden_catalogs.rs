@@ -230,3 +230,19 @@ async fn where_catalogs_are_hidden_nothing_is_done_without_the_role_either() {
     assert_eq!(other.ask("SELECT string_agg(by, ' ' ORDER BY by) FROM done").await, "other visitor");
     assert_eq!(other.ask("SHOW exit_on_error").await, "off");
 }
+
+/// Whether the session still has the lock cannot be asked.
+#[tokio::test]
+async fn where_locks_are_hidden_a_session_with_one_keeps_its_server_until_it_discards_all() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    proxy.behind("acme").await.run("REVOKE EXECUTE ON FUNCTION pg_lock_status() FROM PUBLIC").await;
+    let (one, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    for _ in 0..2 {
+        one.run("SELECT pg_advisory_lock(1)").await;
+        assert_eq!(proxy.console().await.ask_all("SHOW PINS").await.len(), 1);
+        one.run("DISCARD ALL").await;
+        assert_eq!(other.ask("SELECT pg_try_advisory_xact_lock(1)").await, "t");
+        one.run("SET work_mem = '5MB'").await;
+        assert_eq!(other.ask("SHOW work_mem").await, "4MB");
+    }
+}
