@@ -5,14 +5,17 @@ mod support;
 
 use pglobby::control_path::{
     admin::{actor::AdminError, tenants},
+    doctor::examine,
     onboarding::{
         adopt::{AdoptTenant, adopt, complete_grants},
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant},
+        ownership::Ownership,
+        rotate::rotate,
     },
 };
 use support::{
-    Client, Cluster,
+    Client, Cluster, Proxy,
     admin::{Admin, Master, StopAfter, tenant},
     client::sqlstate,
 };
@@ -159,7 +162,15 @@ async fn adoption(admin: &Admin, master: Master) {
     assert_eq!((made.database.as_str(), made.status.as_str()), ("acme_production", "active"));
     assert_eq!(sqlstate(&admin.login("batch", "acme_production").await.err().expect("closed")), "28000");
     let own = admin.login(&made.username, "acme_production").await.unwrap();
-    assert_eq!(sqlstate(&own.try_run("SELECT * FROM invoices").await.expect_err("pending")), "42501");
+    // Since 16 an administrator that is no superuser needs more than a membership of its own to grant one.
+    let acts_as_owner = !made.member_of.clone().unwrap().is_empty();
+    assert_eq!(acts_as_owner, made.notes.unwrap().is_empty());
+    match acts_as_owner {
+        true => assert_eq!(made.member_of.unwrap(), ["app", "batch"]),
+        false => {
+            assert_eq!(sqlstate(&own.try_run("SELECT * FROM invoices").await.expect_err("pending")), "42501");
+        }
+    }
 
     // What the makers of the first pool do, several at a time.
     let id: i64 =
@@ -176,6 +187,11 @@ async fn adoption(admin: &Admin, master: Master) {
         old.run(&format!("GRANT CREATE ON SCHEMA public TO {maker}; SET ROLE {maker}")).await;
         old.run(&format!("CREATE TABLE later_{maker} (id serial); RESET ROLE")).await;
         own.run(&format!("INSERT INTO later_{maker} DEFAULT VALUES")).await;
+    }
+    if acts_as_owner {
+        own.run("ALTER TABLE invoices ADD note text; CREATE INDEX ON invoices (note); DROP TABLE later_app")
+            .await;
+        own.run("SET ROLE app; CREATE TABLE later_app (id serial); RESET ROLE").await;
     }
     let reading = admin.login("acme_ro", "acme_production").await.unwrap();
     for table in ["invoices", "archive.old", "later_app", "later_batch", "ours"] {
@@ -222,18 +238,269 @@ async fn killed_after_any_step_adopting_gives_back_what_it_took() {
     let old = old_database(&admin, Master::Superuser).await;
     old.run("REVOKE TEMP ON DATABASE acme_production FROM PUBLIC").await;
     let before = admin.remains().await;
-    for step in ["begun", "roles", "closed", "verified"] {
-        let mut dying = admin.another_actor();
-        let killer = StopAfter::step(step);
-        dying.progress = Some(killer.clone());
-        killer.kill(async { drop(adopt(&dying, &adopt_acme()).await) }).await;
+    old.run("CREATE VIEW of_masters AS SELECT 1 AS a; ALTER DATABASE acme_production SET role = app").await;
+    let owners = owners(&old).await;
+    let settings = "SELECT setconfig::text FROM pg_db_role_setting WHERE setdatabase <> 0";
+    let set = old.ask(settings).await;
+    for ownership in [None, Some(Ownership::Transfer)] {
+        let wanted = AdoptTenant { ownership, ..adopt_acme() };
+        for step in ["begun", "roles", "closed", "owned", "verified"] {
+            let mut dying = admin.another_actor();
+            let killer = StopAfter::step(step);
+            dying.progress = Some(killer.clone());
+            killer.kill(async { drop(adopt(&dying, &wanted).await) }).await;
 
-        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
+            drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
 
-        let after = admin.remains().await;
-        assert_eq!(in_any_order(&after), in_any_order(&before), "killed after {step}");
+            let after = admin.remains().await;
+            assert_eq!(in_any_order(&after), in_any_order(&before), "killed after {step}");
+            assert_eq!(self::owners(&old).await, owners, "killed after {step}");
+            assert_eq!(old.ask(settings).await, set, "killed after {step}");
+        }
     }
-    adopt(&admin.actor, &adopt_acme()).await.unwrap();
+    let made = adopt(&admin.actor, &adopt_acme()).await.unwrap();
+    assert!(made.notes.unwrap().join("").contains("ALTER DATABASE acme_production SET role TO 'app'"));
+}
+
+/// Tables, sequences, views and schemas with their owners.
+async fn owners(inside: &Client) -> String {
+    inside
+        .ask(
+            "SELECT string_agg(what, ', ' ORDER BY what) FROM (
+                SELECT format('%s %s', oid::regclass, relowner::regrole) FROM pg_class
+                WHERE oid >= 16384 AND relkind IN ('r', 'v', 'S')
+                UNION ALL SELECT format('%s %s', nspname, nspowner::regrole) FROM pg_namespace WHERE nspname !~ '^pg_') AS o (what)",
+        )
+        .await
+}
+
+fn adoption_of(name: &str, database: &str) -> AdoptTenant {
+    AdoptTenant { name: name.to_owned(), database: Some(database.to_owned()), ..AdoptTenant::default() }
+}
+
+async fn doctor(admin: &Admin) -> Vec<(String, String)> {
+    let findings = examine(&admin.actor, &[], false).await.unwrap().findings;
+    let told = findings.into_iter().filter(|finding| finding.check != "reader_makes_large_objects");
+    told.map(|finding| (finding.check, finding.detail)).collect()
+}
+
+async fn complete(admin: &Admin) {
+    let ids = admin
+        .superuser("central")
+        .await
+        .ask_all("SELECT id::text FROM pglobby.tenants WHERE grants_pending")
+        .await;
+    for id in ids.into_iter().flatten().flatten() {
+        complete_grants(&admin.actor, id.parse().unwrap()).await.unwrap();
+    }
+}
+
+/// Of a superuser, as databases often are: nobody is made a member of that.
+#[tokio::test]
+async fn a_superusers_database_is_given_to_its_tenant_where_that_is_asked() {
+    let admin = Admin::new().await;
+    admin.superuser("postgres").await.run("CREATE DATABASE shop").await;
+    let inside = admin.superuser("shop").await;
+    inside.run("CREATE TABLE items (id serial PRIMARY KEY, name text); CREATE SCHEMA old CREATE TABLE logs (a int)").await;
+    inside
+        .run(
+            "CREATE FUNCTION two() RETURNS int LANGUAGE sql AS 'SELECT 2'; CREATE TYPE mood AS ENUM ('good')",
+        )
+        .await;
+    let before = owners(&inside).await;
+
+    let kept = adopt(&admin.actor, &adoption_of("shop", "shop")).await.unwrap();
+
+    assert_eq!((kept.member_of.unwrap(), kept.transferred), (vec![], Some(0)));
+    let notes = kept.notes.unwrap().join("");
+    assert!(
+        notes.contains("\"master\"")
+            && notes.contains("administrator")
+            && notes.contains("--ownership transfer"),
+        "{notes}"
+    );
+    assert_eq!(owners(&inside).await, before);
+    complete(&admin).await;
+    let own = admin.login("shop_rw", "shop").await.unwrap();
+    own.run("INSERT INTO items (name) VALUES ('a')").await;
+    assert_eq!(
+        sqlstate(&own.try_run("ALTER TABLE items ADD b int").await.expect_err("not the owner")),
+        "42501"
+    );
+    own.leave().await;
+    rotate(&admin.actor, "shop").await.unwrap();
+    let [(check, detail)] = &doctor(&admin).await[..] else { panic!("one finding") };
+    assert!(check == "not_owned" && detail.contains("2 tables of role master"), "{check}: {detail}");
+    drop_tenant(&admin.actor, "shop", DropDatabase::IfOurs, None).await.unwrap();
+
+    let asked = AdoptTenant { ownership: Some(Ownership::Transfer), ..adoption_of("shop", "shop") };
+    let made = adopt(&admin.actor, &asked).await.unwrap();
+
+    // Two tables, a schema, public, a function, a type; the sequence follows its table.
+    assert_eq!((made.transferred, made.notes.unwrap()), (Some(6), vec![]));
+    assert_eq!(made.ro_username.as_deref(), Some("shop_ro"));
+    complete(&admin).await;
+    let own = admin.login("shop_rw", "shop").await.unwrap();
+    own.run("ALTER TABLE items ADD b int; DROP TABLE old.logs; ALTER TYPE mood ADD VALUE 'bad'").await;
+    own.run("DROP SCHEMA old CASCADE; CREATE SCHEMA fresh CREATE TABLE t (a int)").await;
+    let reading = admin.login("shop_ro", "shop").await.unwrap();
+    reading.run("SELECT * FROM items; SELECT * FROM fresh.t").await;
+    own.leave().await;
+    rotate(&admin.actor, "shop").await.unwrap();
+    assert_eq!(doctor(&admin).await, []);
+    assert_eq!(
+        inside.ask("SELECT count(*) FROM pg_default_acl WHERE defaclrole = 'master'::regrole").await,
+        "0"
+    );
+
+    // The database is not the tenant's, whatever is in it.
+    drop_tenant(&admin.actor, "shop", DropDatabase::IfOurs, None).await.unwrap();
+    assert_eq!(inside.ask("SELECT count(*) FROM items").await, "1");
+}
+
+#[tokio::test]
+async fn rows_only_is_a_choice_and_the_doctor_respects_it() {
+    let admin = Admin::new().await;
+    old_database(&admin, Master::Superuser).await;
+    let wanted = AdoptTenant { ownership: Some(Ownership::None), ..adopt_acme() };
+    let made = adopt(&admin.actor, &wanted).await.unwrap();
+    assert_eq!(made.member_of.unwrap(), Vec::<String>::new());
+    assert!(made.notes.unwrap().join("").contains("belong to role \"app\""));
+    complete(&admin).await;
+    let own = admin.login(&made.username, "acme_production").await.unwrap();
+    own.run("INSERT INTO invoices (amount) VALUES (7)").await;
+    assert_eq!(sqlstate(&own.try_run("DROP TABLE invoices").await.expect_err("rows only")), "42501");
+    own.leave().await;
+    rotate(&admin.actor, "acme").await.unwrap();
+    assert_eq!(doctor(&admin).await, []);
+}
+
+/// The application connects as it always did.
+#[tokio::test]
+async fn an_applications_own_role_becomes_its_tenants_and_outlives_it() {
+    let admin = Admin::new().await;
+    let superuser = admin.superuser("postgres").await;
+    superuser.run("CREATE ROLE app; CREATE ROLE web LOGIN PASSWORD 'as ever'").await;
+    superuser
+        .run("CREATE DATABASE shop OWNER app")
+        .await
+        .run("ALTER ROLE web SET search_path = old, public")
+        .await;
+    let inside = admin.superuser("shop").await;
+    inside.run("SET ROLE app; CREATE SCHEMA old CREATE TABLE logs (a int); CREATE TABLE items (a int)").await;
+    let as_ever = || async {
+        let mut config = admin.installation.cluster.config("shop");
+        config.user("web").password("as ever");
+        Client::connect(&config).await
+    };
+    let wanted = AdoptTenant {
+        username: Some("web".to_owned()),
+        password: Some("as ever".to_owned().into()),
+        ..adoption_of("shop", "shop")
+    };
+
+    let made = adopt(&admin.actor, &wanted).await.unwrap();
+
+    assert_eq!((made.username.as_str(), made.ro_username.as_deref()), ("web", Some("shop_ro")));
+    assert_eq!(made.member_of.unwrap(), ["app"]);
+    complete(&admin).await;
+    let own = as_ever().await.unwrap();
+    own.run("ALTER TABLE items ADD b int; INSERT INTO logs VALUES (1); CREATE TABLE ours (a int)").await;
+    own.leave().await;
+    let settings = "SELECT setconfig::text FROM pg_db_role_setting WHERE setrole = 'web'::regrole";
+    let before = superuser.ask(settings).await;
+    assert_eq!(doctor(&admin).await, []);
+    admin.login("shop_ro", "shop").await.unwrap().run("SELECT * FROM items; SELECT * FROM old.ours").await;
+    tenants::suspend(&admin.actor, "shop", None, tenants::SuspendSessions::EndNow).await.unwrap();
+    as_ever().await.unwrap().leave().await;
+    tenants::resume(&admin.actor, "shop").await.unwrap();
+    rotate(&admin.actor, "shop").await.unwrap();
+    assert_eq!(sqlstate(&as_ever().await.err().expect("another password")), "28P01");
+    assert_eq!(superuser.ask(settings).await, before);
+    assert_eq!(doctor(&admin).await, []);
+
+    drop_tenant(&admin.actor, "shop", DropDatabase::IfOurs, None).await.unwrap();
+
+    let own = admin.login("web", "shop").await.unwrap();
+    assert_eq!(own.ask("SELECT count(*) FROM logs").await, "1");
+    assert_eq!(
+        superuser.ask("SELECT count(*) FROM pg_auth_members WHERE member = 'web'::regrole").await,
+        "0"
+    );
+    assert_eq!(superuser.ask("SELECT count(*) FROM pg_roles WHERE rolname ~ '^shop'").await, "0");
+}
+
+#[tokio::test]
+async fn a_role_that_reaches_further_than_its_database_is_no_tenants() {
+    let admin = Admin::new().await;
+    let superuser = admin.superuser("postgres").await;
+    superuser.run("CREATE ROLE app LOGIN; CREATE ROLE powers LOGIN CREATEROLE; CREATE ROLE child LOGIN; GRANT powers TO child").await;
+    superuser.run("CREATE ROLE asleep; CREATE ROLE posing LOGIN; ALTER ROLE posing SET role = asleep; CREATE ROLE reads LOGIN; GRANT pg_read_all_data TO reads").await;
+    superuser.run("CREATE DATABASE one OWNER app").await.run("CREATE DATABASE two OWNER app").await;
+    superuser.run("GRANT CONNECT ON DATABASE one TO PUBLIC").await;
+    admin.superuser("one").await.run("SET ROLE app; CREATE TABLE t (a int)").await;
+    create(&admin.actor, &tenant("globex")).await.unwrap();
+    let before = admin.remains().await;
+    for (role, words) in [
+        ("master", "administrator"),
+        ("powers", "superuser or may make"),
+        ("child", "acts as powers"),
+        ("reads", "pg_read_all_data"),
+        ("globex_rw", "tenant \"globex\""),
+        ("asleep", "may not log in"),
+        ("posing", "ALTER ROLE … SET role"),
+        ("nobody", "no such role"),
+        ("app", "owns database two as well"),
+    ] {
+        let wanted = AdoptTenant { username: Some(role.to_owned()), ..adoption_of("one", "one") };
+        let refused = adopt(&admin.actor, &wanted).await.expect_err(role).to_string();
+        assert!(refused.contains(words), "{role}: {refused}");
+    }
+    let wanted = AdoptTenant { ownership: Some(Ownership::Membership), ..adoption_of("one", "one") };
+    let refused = adopt(&admin.actor, &wanted).await.expect_err("asked for").to_string();
+    assert!(refused.contains("owns database two as well"), "{refused}");
+    assert_eq!(in_any_order(&admin.remains().await), in_any_order(&before));
+    let made = adopt(&admin.actor, &adoption_of("one", "one")).await.unwrap();
+    assert_eq!(made.member_of.unwrap(), Vec::<String>::new());
+    assert!(made.notes.unwrap().join("").contains("owns database two as well"));
+
+    // A membership that somebody else granted would let one tenant into the other's database.
+    superuser.run("GRANT app TO one_rw").await;
+    let refused = adopt(&admin.actor, &adoption_of("two", "two")).await.expect_err("shared").to_string();
+    assert!(refused.contains("one_rw acts as app"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_command_line_the_api_and_the_console_adopt_alike() {
+    let proxy = Proxy::build().start().await;
+    let superuser = proxy.cluster.client("postgres").await;
+    for name in ["cli", "api", "console"] {
+        superuser.run(&format!("CREATE ROLE {name}_app LOGIN PASSWORD 'pw'")).await;
+        superuser.run(&format!("CREATE DATABASE {name}")).await;
+        proxy.cluster.client(name).await.run("CREATE TABLE t (a int)").await;
+    }
+    let options = ["--username", "cli_app", "--password-stdin", "--ownership", "transfer"];
+    let command = [&["tenant", "adopt", "cli"][..], &options].concat();
+    let output = proxy.command_with(&command, "pw\n");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("role cli_app") && said.contains("owner of 2 objects"), "{said}{output:?}");
+    let body = serde_json::json!({
+        "name": "api", "adopt": true, "username": "api_app", "password": "pw", "ownership": "transfer"
+    });
+    let made = proxy.api("operator").post("/v1/tenants?wait=60s", body).await.with(201);
+    assert_eq!((&made["username"], &made["transferred"]), (&"api_app".into(), &2.into()), "{made}");
+    assert_eq!(made.get("password"), None);
+    let console = proxy.console().await;
+    let adopt = "ADOPT TENANT console USERNAME console_app OWNERSHIP TRANSFER PASSWORD 'pw'";
+    console.run(adopt).await;
+
+    for name in ["cli", "api", "console"] {
+        let shown = proxy.json(&["tenant", "show", name, "--json"]);
+        assert_eq!(shown["username"], format!("{name}_app"));
+        proxy.create_login(&format!("{name}_login"), "known", &["--tenant", name]);
+        let client = proxy.caller(&format!("{name}_login"), "known", name).connect().await;
+        client.run("ALTER TABLE t ADD b int").await;
+    }
 }
 
 /// Privileges given back stand behind the others.

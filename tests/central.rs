@@ -400,7 +400,8 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
     }
 
     // As it was before: the same rows, and then the upgrade.
-    let undo = "DELETE FROM pglobby.migrations WHERE number = 3; DROP TABLE pglobby.secrets;
+    let undo = "DELETE FROM pglobby.migrations WHERE number >= 3; DROP TABLE pglobby.secrets;
+        ALTER TABLE pglobby.tenants DROP COLUMN role_given;
         ALTER TABLE pglobby.logins DROP COLUMN may_add_logins, DROP CONSTRAINT logins_allow_from_whole;
         ALTER TABLE pglobby.hosts DROP CONSTRAINT hosts_max_connections_limit, DROP CONSTRAINT hosts_address_given,
             DROP CONSTRAINT hosts_tls_root_ca_given, DROP CONSTRAINT hosts_admin_given;
@@ -414,7 +415,10 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
     let (directory, _) = installation.directory(&installation.config(""));
     let read = directory.tenant("acme").await.unwrap().unwrap();
     assert_eq!((read.pool_size, read.max_clients), (Some(262_143), Some(1_000_000)));
-    assert_eq!(init(&installation.config("")).await.unwrap().migrations_applied, ["names_and_limits"]);
+    assert_eq!(
+        init(&installation.config("")).await.unwrap().migrations_applied,
+        ["names_and_limits", "given_roles"]
+    );
     assert_eq!(client.ask("SELECT pool_size FROM pglobby.tenants").await, "262143");
     assert_eq!(
         client.refusal_of("UPDATE pglobby.hosts SET port = 5433 WHERE name = 'nowhere'").await,

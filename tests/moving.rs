@@ -18,9 +18,11 @@ use pglobby::control_path::{
     },
     doctor::examine,
     onboarding::{
+        adopt::{AdoptTenant, adopt},
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant},
         move_tenant::{MoveTenant, Moved, move_tenant},
+        ownership::Ownership,
         rotate::rotate,
     },
 };
@@ -115,6 +117,34 @@ async fn everything_arrives_belongs_to_the_tenant_and_nothing_stays_behind() {
 #[tokio::test]
 async fn killed_before_clients_are_held_moving_again_arrives_once() {
     arrives_once_after(&["begun", "roles", "database", "schema", "fenced"]).await;
+}
+
+/// Its tables were of roles that no other host knows.
+#[tokio::test]
+async fn an_adopted_database_moves_once_all_of_it_is_the_tenants() {
+    let admin = Admin::new().await;
+    let west = west(&admin.superuser("central").await).await;
+    admin.superuser("postgres").await.run("CREATE DATABASE shop").await;
+    admin.superuser("shop").await.run("CREATE TABLE t AS SELECT 42 AS a").await;
+    let wanted =
+        AdoptTenant { name: "acme".to_owned(), database: Some("shop".to_owned()), ..AdoptTenant::default() };
+    adopt(&admin.actor, &wanted).await.unwrap();
+    let refused = move_to(&admin.actor, "west").await.expect_err("others own it").to_string();
+    assert!(refused.contains("\"master\"") && refused.contains("--ownership transfer"), "{refused}");
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
+    let transferred = AdoptTenant { ownership: Some(Ownership::Transfer), ..wanted };
+    adopt(&admin.actor, &transferred).await.unwrap();
+
+    move_to(&admin.actor, "west").await.unwrap();
+
+    assert_eq!(
+        west.client("shop").await.ask("SELECT a || ' ' || current_database() FROM t").await,
+        "42 shop"
+    );
+    assert_eq!(inventory(&west).await, "acme_ro acme_rw shop");
+    assert_eq!(inventory(&admin.installation.cluster).await, "");
+    let dropped = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
+    assert!(dropped.database_dropped, "pglobby made it there");
 }
 
 #[tokio::test]

@@ -255,7 +255,7 @@ fn tool(proxy: &Proxy, tenant: &str, name: &str, arguments: &[&str]) -> String {
 async fn a_tenants_own_dump_is_restored_by_the_tenant() {
     let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
     proxy.create_login("reader", "known", &["--tenant", "globex", "--read-only"]);
-    let mut old = proxy.client("acme").connect().await;
+    let old = proxy.client("acme").connect().await;
     old.run("CREATE SCHEMA hr; CREATE TABLE hr.pay (id serial PRIMARY KEY, e int); INSERT INTO hr.pay (e) VALUES (7)").await;
     old.run("CREATE VIEW seen AS SELECT e FROM hr.pay; SELECT lo_create(4711)").await;
     old.leave().await;

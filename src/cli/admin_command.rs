@@ -40,11 +40,7 @@ pub async fn run_as(
 
 fn print(title: &str, subject: &str, outcome: &CommandOutcome, config: &Config) {
     match outcome {
-        CommandOutcome::NewTenant(NewTenant { name, status, host, database, username }) => line(format!(
-            "tenant {name} is {status}: database {database} on host {host}, role {username}\n\
-             next: pglobby login create NAME --tenant {}",
-            shell_word(name)
-        )),
+        CommandOutcome::NewTenant(new) => print_new_tenant(new),
         CommandOutcome::Tenant(changed) => match title {
             "ALTER TENANT" => tenant::show(changed, config),
             "RENAME TENANT" => line(format!("tenant {subject} is renamed to {}", changed.name)),
@@ -97,4 +93,23 @@ fn print(title: &str, subject: &str, outcome: &CommandOutcome, config: &Config) 
         }
         CommandOutcome::Host(HostReport { name, .. }) => line(format!("host {name} is registered")),
     }
+}
+
+fn print_new_tenant(new: &NewTenant) {
+    let NewTenant { name, status, host, database, username, ro_username, member_of, transferred, notes } =
+        new;
+    line(format!("tenant {name} is {status}: database {database} on host {host}, role {username}"));
+    if let Some(reader) = ro_username {
+        line(format!("read-only role: {reader}"));
+    }
+    if let Some(owners) = member_of.as_ref().filter(|owners| !owners.is_empty()) {
+        line(format!("role {username} is a member of {}, and may do what they may", owners.join(", ")));
+    }
+    if let Some(count) = transferred.filter(|count| *count > 0) {
+        line(format!("role {username} is the owner of {count} objects that others owned"));
+    }
+    for note in notes.iter().flatten() {
+        line(format!("note: {note}"));
+    }
+    line(format!("next: pglobby login create NAME --tenant {}", shell_word(name)));
 }

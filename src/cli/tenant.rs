@@ -8,7 +8,7 @@ use crate::{
     cli::{
         Failure, Globals,
         actor::actor_with,
-        admin_command, output,
+        admin_command, output, secrets,
         table::{self, answer},
     },
     config::{Config, units},
@@ -19,7 +19,7 @@ use crate::{
         },
         onboarding::{
             adopt::AdoptTenant, create::CreateTenant, drop::DropDatabase, move_tenant::MoveTenant,
-            schema_files,
+            ownership::Ownership, schema_files,
         },
     },
 };
@@ -86,10 +86,16 @@ struct Create {
 
 /// Make a tenant of an existing database
 ///
-/// The database keeps its owner. The tenant gets roles of its own, and they get privileges on all tables,
-/// including later ones, when the first client connects. PUBLIC loses CONNECT and TEMP on the database.
+/// The tenant gets roles of its own; with --username an existing role of the application becomes the
+/// tenant's and stays when the tenant is dropped. So that migrations work, the tenant's role becomes a member
+/// of the owners of what is in the database, if these are ordinary roles that have to do with this database
+/// alone. Otherwise the answer says what it may not do; --ownership transfer makes it the owner of everything.
+/// Privileges on all tables, including later ones, are granted when the first client connects. PUBLIC loses
+/// CONNECT and TEMP on the database.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby tenant adopt acme --database acme_production --owner app")]
+#[command(after_help = "Example:\n  pglobby tenant adopt acme --database acme_production --owner app\n  \
+                        pglobby tenant adopt acme --database acme_production --ownership transfer\n  \
+                        pglobby tenant adopt acme --username acme_app --password-stdin")]
 struct Adopt {
     /// Name of the tenant, which clients connect to
     name: String,
@@ -102,6 +108,16 @@ struct Adopt {
     /// Role that will own later tables; owners of present tables need not be named
     #[arg(long, value_name = "ROLE")]
     owner: Option<String>,
+    /// What the tenant's role becomes to the owners: a member of them (membership), the owner itself
+    /// (transfer), or nothing (none: it reads and writes rows). Without it, a member where that is safe
+    #[arg(long, value_name = "HOW")]
+    ownership: Option<Ownership>,
+    /// Existing role that becomes the tenant's; it gets a new password, unless --password-stdin gives its own
+    #[arg(long, value_name = "ROLE")]
+    username: Option<String>,
+    /// Read the present password of --username from the first line of standard input, and keep it
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -171,7 +187,8 @@ struct Suspend {
 /// If both hosts allow logical replication, the copy is made while clients work, and sessions wait only for
 /// the switch. Otherwise pg_dump and pg_restore make the copy, and sessions wait for all of it, up to
 /// query_wait_timeout. A move that fails before the switch is undone. If the command is interrupted, run it
-/// again: it undoes or completes the move. Adopted databases cannot be moved.
+/// again: it undoes or completes the move. An adopted database can be moved if the
+/// tenant's role owns everything in it (adopt --ownership transfer) and pglobby made that role.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant move acme --host west --patience 2min")]
 struct Move {
@@ -244,8 +261,19 @@ impl TenantCommand {
                 let schema = schema_files::read(&schema)?;
                 (AdminCommand::CreateTenant(CreateTenant { name, host, database, template, schema }), json)
             }
-            Action::Adopt(Adopt { name, host, database, owner, json }) => {
-                (AdminCommand::AdoptTenant(AdoptTenant { name, host, database, owner }), json)
+            Action::Adopt(Adopt {
+                name,
+                host,
+                database,
+                owner,
+                ownership,
+                username,
+                password_stdin,
+                json,
+            }) => {
+                let password = if password_stdin { Some(secrets::first_line()?) } else { None };
+                let wanted = AdoptTenant { name, host, database, owner, ownership, username, password };
+                (AdminCommand::AdoptTenant(wanted), json)
             }
             Action::List(command) => return command.run(globals).await,
             Action::Drop(command) => return command.run(globals).await,

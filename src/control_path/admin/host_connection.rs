@@ -393,12 +393,17 @@ impl AdminRights {
     /// GRANT that makes the administrator a member of a role it created, so that it may give the role a
     /// database and act on its objects.
     pub fn join(&self, quoted_role: &str) -> String {
-        if self.superuser {
-            String::new()
-        } else if self.server_version >= MEMBERSHIP_OPTIONS_SINCE {
-            format!("GRANT {quoted_role} TO CURRENT_USER WITH INHERIT TRUE, SET TRUE;\n")
-        } else {
-            format!("GRANT {quoted_role} TO CURRENT_USER;\n")
+        match self.superuser {
+            true => String::new(),
+            false => format!("GRANT {quoted_role} TO CURRENT_USER{};\n", self.membership_options()),
+        }
+    }
+
+    /// The end of a GRANT of a role by which the member has its privileges and may SET ROLE.
+    pub fn membership_options(&self) -> &'static str {
+        match self.server_version >= MEMBERSHIP_OPTIONS_SINCE {
+            true => " WITH INHERIT TRUE, SET TRUE",
+            false => "",
         }
     }
 }

@@ -61,6 +61,7 @@ struct RunTarget {
     sealed: Vec<u8>,
     grants_pending: bool,
     suspended: bool,
+    role_given: bool,
 }
 
 /// Runs `sql` on the selected tenants, `concurrency` at a time. Calls `on_begin` with their number and
@@ -104,7 +105,7 @@ async fn targets(
     selection: &TenantSelection,
 ) -> Result<Vec<RunTarget>, AdminError> {
     let open = "SELECT id, name, host, database, username AS role, sealed_password AS sealed, grants_pending,
-                       status = 'suspended' AS suspended FROM pglobby.tenants
+                       status = 'suspended' AS suspended, role_given FROM pglobby.tenants
                 WHERE status IN ('active', 'suspended') AND sealed_password IS NOT NULL
                   AND ($1::text[] IS NULL OR name = ANY ($1)) ORDER BY name";
     let names = match selection {
@@ -129,7 +130,7 @@ async fn targets(
 }
 
 fn target(row: &Row) -> RunTarget {
-    from_row!(row => RunTarget { id, name, host, database, role, sealed, grants_pending, suspended })
+    from_row!(row => RunTarget { id, name, host, database, role, sealed, grants_pending, suspended, role_given })
 }
 
 async fn run_one(actor: &Actor, target: RunTarget, sql: &str) -> TenantOutcome {
@@ -161,8 +162,10 @@ async fn ask(
     let row = target.id.to_string();
     let place = SecretLocation { table: "tenants", row: &row, column: "sealed_password" };
     let password: SecretString = actor.keyring.open(&place, &target.sealed)?;
-    // A suspended tenant's role may not log in; this session allows it for the duration of the login.
-    let login_switch = if target.suspended { Some(admin.connect().await?) } else { None };
+    // A suspended tenant's role may not log in; this session allows it for the duration of the login. A
+    // given role keeps its attributes.
+    let login_switch =
+        if target.suspended && !target.role_given { Some(admin.connect().await?) } else { None };
     if let Some(login_switch) = &login_switch {
         allow(login_switch, &target.role, true).await?;
     }

@@ -161,8 +161,14 @@ impl Reader<'_> {
             Ok(AdminCommand::CreateTenant(CreateTenant { name, host, database, template, schema }))
         } else if self.takes("adopt tenant") {
             let name = self.name("a name")?;
-            let [host, database, owner] = self.options(["host", "database", "owner"])?;
-            Ok(AdminCommand::AdoptTenant(AdoptTenant { name, host, database, owner }))
+            let keywords = ["host", "database", "owner", "ownership", "username"];
+            let [host, database, owner, ownership, username] = self.options(keywords)?;
+            let ownership =
+                ownership.map(|word| word.parse()).transpose().map_err(|why: String| syntax_error(why))?;
+            let password = if self.takes("password") { Some(self.text("a password")?) } else { None };
+            let password = password.map(SecretString::from);
+            let wanted = AdoptTenant { name, host, database, owner, ownership, username, password };
+            Ok(AdminCommand::AdoptTenant(wanted))
         } else if self.takes("alter tenant") {
             let name = self.name("a tenant")?;
             self.needs("set")?;
@@ -364,6 +370,7 @@ mod tests {
             ("CREATE TENANT acme HOST west TEMPLATE base", "CREATE TENANT", "acme"),
             ("create tenant \"My Shop\"", "CREATE TENANT", "My Shop"),
             ("ADOPT TENANT acme DATABASE acme_production OWNER app", "ADOPT TENANT", "acme"),
+            ("ADOPT TENANT acme OWNERSHIP TRANSFER USERNAME app PASSWORD 'x'", "ADOPT TENANT", "acme"),
             ("ALTER TENANT acme SET pool_size = 40, statement_timeout = '30s'", "ALTER TENANT", "acme"),
             ("SUSPEND TENANT acme REASON 'unpaid; call' AFTER TRANSACTION", "SUSPEND TENANT", "acme"),
             ("RESUME TENANT acme", "RESUME TENANT", "acme"),
@@ -408,6 +415,8 @@ mod tests {
             "CREATE LOGIN bob TENANT acme 'hunter2'",
             "ALTER LOGIN bob PASSWORD 'hunter2' 'hunter2'",
             "ALTER LOGIN bob PASSWORT 'hunter2'",
+            "ADOPT TENANT acme OWNERSHIP hunter",
+            "ADOPT TENANT acme USERNAME app PASSWORD hunter2",
             "ALTER TENANT acme SET",
             "MOVE TENANT acme TO west",
             "GRANT TENANT acme",

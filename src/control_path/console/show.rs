@@ -42,7 +42,11 @@ const HELP: &[(&str, &str)] = &[
     ("SHUTDOWN WAIT_FOR_SERVERS", "end when transactions have ended"),
     ("SHUTDOWN WAIT_FOR_CLIENTS", "the same: idle sessions end at once, others with their transaction"),
     ("CREATE TENANT name [HOST h] [TEMPLATE db] [DATABASE db]", "a tenant with a database of its own"),
-    ("ADOPT TENANT name [HOST h] [DATABASE db] [OWNER role]", "a tenant of a database that exists"),
+    (
+        "ADOPT TENANT name [HOST h] [DATABASE db] [OWNER role] [OWNERSHIP MEMBERSHIP | TRANSFER | NONE] \
+         [USERNAME role] [PASSWORD '…']",
+        "a tenant of a database that exists; USERNAME: its role exists, too, with this password or a new one",
+    ),
     ("ALTER TENANT name SET key = value | DEFAULT [, …]", "its settings, as tenant set has them"),
     ("SUSPEND TENANT name [REASON '…'] [AFTER TRANSACTION]", "close it; its clients read the reason"),
     ("RESUME TENANT name", "open it again"),

@@ -14,11 +14,11 @@ struct Question {
 /// Prefix of every query: `t`, the tenants of the host; `own`, their roles.
 const TENANTS: &str = r"
 WITH central AS (SELECT $5::text AS database), t AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $6::bool[])
-        AS t (tenant, database, rw, ro, suspended)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $6::bool[], $7::bool[])
+        AS t (tenant, database, rw, ro, suspended, given)
 ), own AS (
-    SELECT tenant, database, rw AS role, false AS reader, suspended FROM t
-    UNION ALL SELECT tenant, database, ro, true, suspended FROM t WHERE ro IS NOT NULL
+    SELECT tenant, database, rw AS role, false AS reader, suspended, given FROM t
+    UNION ALL SELECT tenant, database, ro, true, suspended, false FROM t WHERE ro IS NOT NULL
 )";
 
 const QUESTIONS: [Question; 12] = [
@@ -47,7 +47,8 @@ const QUESTIONS: [Question; 12] = [
                FROM own o JOIN pg_roles r ON r.rolname = o.role
                WHERE rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls",
     },
-    // Attributes that the tenant's own SQL can change, and that a suspension removes.
+    // Attributes that the tenant's own SQL can change, and that a suspension removes. Those of a role that
+    // pglobby did not make, and its settings, are its owner's choice.
     Question {
         check: "role_changed",
         mend: "",
@@ -60,7 +61,7 @@ const QUESTIONS: [Question; 12] = [
                    format('ALTER ROLE %I %s CONNECTION LIMIT -1 VALID UNTIL %L', o.role,
                        CASE WHEN o.suspended THEN 'NOLOGIN' ELSE 'LOGIN' END, 'infinity')
                FROM own o JOIN pg_roles r ON r.rolname = o.role
-               WHERE rolconnlimit >= 0 OR rolvaliduntil < 'infinity' OR rolcanlogin = o.suspended",
+               WHERE NOT o.given AND (rolconnlimit >= 0 OR rolvaliduntil < 'infinity' OR rolcanlogin = o.suspended)",
     },
     Question {
         check: "role_settings",
@@ -75,7 +76,7 @@ const QUESTIONS: [Question; 12] = [
                FROM own o JOIN pg_roles r ON r.rolname = o.role
                JOIN pg_db_role_setting c ON c.setrole = r.oid LEFT JOIN pg_database d ON d.oid = c.setdatabase,
                     unnest(c.setconfig) AS s (setting)
-               WHERE NOT (o.reader AND c.setdatabase = 0 AND s.setting = 'default_transaction_read_only=on')
+               WHERE NOT o.given AND NOT (o.reader AND c.setdatabase = 0 AND s.setting = 'default_transaction_read_only=on')
                GROUP BY o.tenant, o.role, o.reader, d.datname
                UNION ALL
                SELECT o.tenant, format('sessions of read-only role %I are not read-only by default', o.role),
@@ -204,6 +205,7 @@ pub(super) async fn look(
     let (writers, readers) =
         (column(|checked| Some(&checked.read_write)), column(|checked| checked.read_only.as_deref()));
     let suspended: Vec<bool> = tenants.iter().map(|checked| checked.suspended).collect();
+    let given: Vec<bool> = tenants.iter().map(|checked| checked.role_given).collect();
     let mut findings = Vec::new();
     for question in &QUESTIONS {
         let sql = format!("{TENANTS} {} ORDER BY 1, 2", question.sql);
@@ -211,7 +213,7 @@ pub(super) async fn look(
             .query(
                 format!("looking for {}", question.check),
                 &sql,
-                &[&names, &databases, &writers, &readers, &central, &suspended],
+                &[&names, &databases, &writers, &readers, &central, &suspended, &given],
             )
             .await?;
         for row in rows {

@@ -89,6 +89,9 @@ struct CheckedTenant {
     suspended: bool,
     adopted: bool,
     grants_pending: bool,
+    role_given: bool,
+    /// The operator chose that its role does not act as the owners.
+    rows_only: bool,
 }
 
 /// Examines `wanted` tenants (empty: all), hosts and the central database; applies safe fixes if `fix`.
@@ -192,7 +195,9 @@ async fn look_at_host(
 async fn checked_tenants(client: &Client) -> Result<BTreeMap<String, Vec<CheckedTenant>>, AdminError> {
     let sql = "SELECT h.name AS host, t.id, t.name, t.database, t.username AS read_write,
                       t.ro_username AS read_only, t.sealed_password AS sealed,
-                      t.sealed_ro_password AS sealed_ro, t.status = 'suspended' AS suspended, t.adopted, t.grants_pending
+                      t.sealed_ro_password AS sealed_ro, t.status = 'suspended' AS suspended, t.adopted, t.grants_pending,
+                      t.role_given, coalesce((SELECT o.arguments ->> 'ownership' = 'none' FROM pglobby.operations o
+                          WHERE o.tenant_id = t.id AND o.kind = 'adopt' ORDER BY o.id DESC LIMIT 1), false) AS rows_only
                FROM pglobby.hosts h
                LEFT JOIN pglobby.tenants t ON t.host = h.name AND t.status IN ('active', 'suspended')
                ORDER BY h.name, t.name";
@@ -208,7 +213,8 @@ async fn checked_tenants(client: &Client) -> Result<BTreeMap<String, Vec<Checked
 
 fn checked(row: &Row) -> CheckedTenant {
     from_row!(row => CheckedTenant {
-        id, name, database, read_write, read_only, sealed, sealed_ro, suspended, adopted, grants_pending
+        id, name, database, read_write, read_only, sealed, sealed_ro, suspended, adopted, grants_pending,
+        role_given, rows_only
     })
 }
 

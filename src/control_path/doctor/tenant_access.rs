@@ -11,7 +11,7 @@ use crate::control_path::{
     },
     onboarding::{
         grants::{self, Missing},
-        names::shell_word,
+        names::{ident, shell_word},
     },
     secrets::seal::{SealError, SecretLocation},
 };
@@ -155,8 +155,12 @@ async fn grants_inside(
     reader: &str,
     session: &HostSession,
 ) -> Result<Vec<Finding>, AdminError> {
+    let mut findings = Vec::new();
+    if checked.adopted && !checked.rows_only {
+        findings.extend(not_owned(admin, checked, session).await?);
+    }
     if checked.grants_pending {
-        return Ok(Vec::new());
+        return Ok(findings);
     }
     let finding = |check: &str, detail: String, statements: Vec<String>| {
         let mend = format!("in the tenant's database: {}", statements.first().cloned().unwrap_or_default());
@@ -166,7 +170,6 @@ async fn grants_inside(
     };
     let statements = |all: Vec<Missing>| all.into_iter().map(|missing| missing.statement).collect();
     let writer = &checked.read_write;
-    let mut findings = Vec::new();
     // In an adopted database others' tables are the rule.
     if !checked.adopted {
         let roles = [writer.as_str(), reader];
@@ -191,6 +194,29 @@ async fn grants_inside(
         findings.push(finding("reader_misses", detail, statements(misses)));
     }
     Ok(findings)
+}
+
+async fn not_owned(
+    admin: &HostAdmin,
+    checked: &CheckedTenant,
+    session: &HostSession,
+) -> Result<Option<Finding>, AdminError> {
+    let tables = grants::not_owned(session, &checked.read_write).await?;
+    if tables.is_empty() {
+        return Ok(None);
+    }
+    let (role, name) = (&checked.read_write, shell_word(&checked.name));
+    let detail = format!(
+        "role {role:?} may not alter {} in database {:?}: migrations of them fail (must be owner)",
+        tables.join(", "),
+        checked.database
+    );
+    let mend = format!(
+        "pglobby tenant drop {name} (the database stays) and adopt it again with --ownership transfer, or with --ownership none to \
+         leave it so; or, if the owner is an ordinary role of this database alone: GRANT it to {}",
+        ident(role)
+    );
+    Ok(Some(Finding::new("not_owned", detail, &mend).of(&checked.name).on(&admin.name)))
 }
 
 /// Called after [`reader_privileges`], which sets the search path.

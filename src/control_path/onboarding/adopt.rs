@@ -1,18 +1,25 @@
 //! `tenant adopt`: makes an existing database a tenant's. The database keeps its owner. The tenant gets
-//! roles of its own, and access to the tables when its first pool is made.
+//! roles of its own, or keeps the application's role, and acts as the owners of what is in the database
+//! ([`ownership`]). Other access to the tables is granted when its first pool is made.
 
 use async_trait::async_trait;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
+use tokio_postgres::GenericClient;
 
 use super::{
     DatabaseSource, Made, Names, NewTenant, Work, grants, make_tenant,
-    names::{check_identifier, shell_word},
+    names::{check_identifier, ident, literal, shell_word},
     operation::{Passwords, TenantLock},
+    ownership::{self, Ownership},
     roles::Roles,
 };
-use crate::control_path::admin::{
-    actor::{Actor, AdminError},
-    host_connection::HostAdmin,
+use crate::control_path::{
+    admin::{
+        actor::{Actor, AdminError},
+        host_connection::{HostAdmin, HostSession},
+    },
+    secrets::scram_verifier::scram_verifier,
 };
 
 /// A request to adopt a database.
@@ -26,6 +33,12 @@ pub struct AdoptTenant {
     pub database: Option<String>,
     /// Another role whose future tables the tenant may use, besides the present owners.
     pub owner: Option<String>,
+    /// `None`: a member of the owners for which that is safe and possible.
+    pub ownership: Option<Ownership>,
+    /// An existing role that becomes the tenant's. `None`: one is made.
+    pub username: Option<String>,
+    /// Its present password, which stays. `None`: it gets a generated one.
+    pub password: Option<SecretString>,
 }
 
 /// Makes an existing database a tenant's, or changes nothing.
@@ -46,11 +59,22 @@ impl DatabaseSource for AdoptTenant {
     }
 
     fn check(&self, _: &str) -> Result<(), AdminError> {
-        self.owner.as_deref().map_or(Ok(()), |owner| Ok(check_identifier("role", owner)?))
+        if self.password.is_some() && self.username.is_none() {
+            return Err(AdminError::Invalid("a password is for an existing role (username)".to_owned()));
+        }
+        for role in [&self.owner, &self.username].into_iter().flatten() {
+            check_identifier("role", role)?;
+        }
+        Ok(())
     }
 
     fn arguments(&self) -> Value {
-        json!({ "owner": self.owner })
+        let ownership = ownership::recorded(self.ownership);
+        json!({ "owner": self.owner, "ownership": ownership, "username": self.username })
+    }
+
+    fn password(&self) -> Option<&SecretString> {
+        self.password.as_ref()
     }
 
     async fn build(
@@ -60,11 +84,17 @@ impl DatabaseSource for AdoptTenant {
         passwords: &Passwords,
     ) -> Result<Made, AdminError> {
         let taken = inspect(work, database).await?;
-        grants::refuse_out_of_reach(&work.admin.connect_to(database).await?).await?;
+        let inside = work.admin.connect_to(database).await?;
+        let given = self.username.as_deref();
+        grants::refuse_out_of_reach(&inside).await?;
         if let Some(owner) = &self.owner {
             refuse_foreign_owner(work, owner).await?;
         }
-        let roles = work.make_roles(passwords).await?;
+        if let Some(role) = given {
+            ownership::check_given(work, &inside, role, self.password.is_some()).await?;
+        }
+        ownership::refuse_shared(&inside, given).await?;
+        let roles = work.make_roles(passwords, given).await?;
         // Recorded before it is revoked, so that undoing restores exactly this.
         work.operation.arguments["taken_from_public"] = taken.into();
         work.record("roles").await?;
@@ -73,10 +103,23 @@ impl DatabaseSource for AdoptTenant {
             work.session.run("revoking access of other roles", statement).await?;
         }
         work.record("closed").await?;
+        let owner = self.owner.as_deref();
+        let reset = ownership::reset_identity(work, database).await?;
+        let mut owned = ownership::take(work, &inside, &roles.read_write, owner, self.ownership).await?;
+        owned.notes.extend(reset);
+        drop(inside);
+        work.record("owned").await?;
+        if given.is_some() && self.password.is_none() {
+            // Last, because it cannot be taken back.
+            let verifier = scram_verifier(&passwords.read_write);
+            let (role, verifier) = (ident(&roles.read_write), literal(verifier.expose_secret()));
+            let sql = format!("ALTER ROLE {role} PASSWORD {verifier}");
+            work.session.run("giving the tenant's role a new password", &sql).await?;
+        }
         work.verify_logins(database, &roles, passwords).await?;
         work.record("verified").await?;
         let sealed = passwords.seal(work.actor, work.operation.tenant_id)?;
-        Ok(Made { roles, sealed })
+        Ok(Made { roles, sealed, adoption: Some(owned), role_given: given.is_some() })
     }
 }
 
@@ -145,16 +188,27 @@ pub async fn complete_grants(actor: &Actor, tenant_id: i64) -> Result<(), AdminE
     let admin = HostAdmin::load(actor, &lock.client, row.get("host")).await?;
     let read_only: Option<String> = row.get("ro_username");
     let roles = Roles { read_write: row.get("username"), read_only: read_only.unwrap_or_default() };
-    let asked = "SELECT arguments ->> 'owner' FROM pglobby.operations
-                 WHERE tenant_id = $1 AND kind = 'adopt' ORDER BY id DESC LIMIT 1";
-    let owner: Option<String> = lock.client.query_opt(asked, &[&tenant_id]).await?.and_then(|row| row.get(0));
-
     let inside = admin.connect_to(row.get("database")).await?;
-    grants::grant_adopted(&inside, &roles, owner.as_deref()).await?;
+    grant(&lock.client, tenant_id, &inside, &roles).await?;
 
     let name = lock.name.clone();
     let transaction = lock.client.transaction().await?;
     let sql = "UPDATE pglobby.tenants SET grants_pending = false WHERE id = $1";
     transaction.execute(sql, &[&tenant_id]).await?;
     actor.commit(transaction, "tenant.grants", Some(&name), &json!({})).await
+}
+
+/// Grants the roles of an adopted tenant what its adoption promised.
+pub(super) async fn grant(
+    client: &impl GenericClient,
+    tenant_id: i64,
+    inside: &HostSession,
+    roles: &Roles,
+) -> Result<(), AdminError> {
+    let asked = "SELECT arguments ->> 'owner', arguments ->> 'ownership' FROM pglobby.operations
+                 WHERE tenant_id = $1 AND kind = 'adopt' ORDER BY id DESC LIMIT 1";
+    let asked = client.query_opt(asked, &[&tenant_id]).await?;
+    let text = |column| asked.as_ref().and_then(|row| row.get::<_, Option<String>>(column));
+    let transferred = text(1).as_deref() == Some("transfer");
+    grants::grant_adopted(inside, roles, text(0).as_deref(), transferred).await
 }

@@ -76,7 +76,7 @@ impl DatabaseSource for CreateTenant {
         passwords: &Passwords,
     ) -> Result<Made, AdminError> {
         refuse_taken(work, database).await?;
-        let roles = work.make_roles(passwords).await?;
+        let roles = work.make_roles(passwords, None).await?;
         work.record("roles").await?;
 
         create_database(work, database, self.template.as_deref(), &roles).await?;
@@ -107,7 +107,7 @@ impl DatabaseSource for CreateTenant {
         work.verify_logins(database, &roles, passwords).await?;
         work.record("verified").await?;
         let sealed = passwords.seal(work.actor, work.operation.tenant_id)?;
-        Ok(Made { roles, sealed })
+        Ok(Made { roles, sealed, adoption: None, role_given: false })
     }
 }
 

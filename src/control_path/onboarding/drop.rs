@@ -9,7 +9,7 @@ use super::{
     enter_host, move_tenant,
     names::shell_word,
     operation::{Operation, TenantLock},
-    roles, undo, undo_remains,
+    ownership, roles, undo, undo_remains,
 };
 use crate::control_path::admin::{
     actor::{Actor, AdminError},
@@ -190,6 +190,7 @@ async fn remove(
     for role in roles {
         roles::shut_out(&admin, &session, role).await?;
     }
+    ownership::leave_owners(lock, &session, operation.tenant_id).await?;
     operation.record(actor, lock, "ended").await?;
     keep_copy(actor, lock, operation, &admin, &session).await?;
     if dropped.database_dropped {

@@ -79,7 +79,8 @@ pub async fn grant_inside(session: &HostSession, roles: &Roles) -> Result<(), Ad
 }
 
 /// Grants an adopted tenant's roles access to everything in its database, now and in future. Owners do not
-/// change. `owner`: another role whose future tables count.
+/// change. `owner`: another role whose future tables count. `transferred`: everything is the tenant's, so
+/// that no other role's default privileges are needed.
 ///
 /// # Errors
 /// The host; or tables that the administrator has no right to grant.
@@ -87,19 +88,21 @@ pub async fn grant_adopted(
     session: &HostSession,
     roles: &Roles,
     owner: Option<&str>,
+    transferred: bool,
 ) -> Result<(), AdminError> {
     refuse_out_of_reach(session).await?;
     let (rw, ro) = (ident(&roles.read_write), ident(&roles.read_only));
-    let mut owners = session.texts("listing owners of tables", OWNERS, &[]).await?;
+    let mut owners = match transferred {
+        true => Vec::new(),
+        false => session.texts("listing owners of tables", OWNERS, &[]).await?,
+    };
     owners.extend(owner.map(str::to_owned));
     owners.sort();
     owners.dedup();
     owners.retain(|owner| *owner != roles.read_write);
 
     let mut sql = String::from("BEGIN;\n");
-    for schema in session.texts("listing schemas", SCHEMAS, &[]).await? {
-        sql += &format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {rw};\n");
-    }
+    sql += &create_everywhere(session, &roles.read_write).await?;
     for (sequences, kind) in [(false, "TABLE"), (true, "SEQUENCE")] {
         for relations in session.texts("listing tables", RELATIONS_BY_SCHEMA, &[&sequences]).await? {
             let rights = if sequences { "ALL" } else { ON_TABLES };
@@ -113,6 +116,14 @@ pub async fn grant_adopted(
     sql += &future_of(&rw, None, &ro);
     sql += "COMMIT";
     session.run("granting the tenant's roles access to its tables", &sql).await
+}
+
+/// Statements that let `role` create in every schema on which the administrator may grant.
+pub(super) async fn create_everywhere(session: &HostSession, role: &str) -> Result<String, AdminError> {
+    let role = ident(role);
+    let schemas = session.texts("listing schemas", SCHEMAS, &[]).await?;
+    let grant = |schema: &String| format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\n");
+    Ok(schemas.iter().map(grant).collect())
 }
 
 /// What the tenant's role `$1` can read and the read-only role `$2` cannot, with the statement that grants it;
@@ -215,6 +226,22 @@ pub async fn not_given(
 ) -> Result<Vec<Missing>, AdminError> {
     let rows = session.query("looking for tables of others", NOT_GIVEN, &[&read_write, &read_only]).await?;
     Ok(rows.iter().map(|row| Missing { what: row.get(0), statement: row.get(1) }).collect())
+}
+
+/// Owners of tables in an adopted database as whom the tenant's role `$1` does not act, with the number of
+/// their tables.
+const NOT_OWNED: &str = r"
+SELECT pg_catalog.format('%s tables of role %I', count(*), pg_catalog.pg_get_userbyid(c.relowner))
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema' AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+  AND NOT pg_catalog.pg_has_role($1::text, c.relowner, 'USAGE')
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                  WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e')
+GROUP BY c.relowner ORDER BY 1";
+
+/// Tables that the tenant's role may not alter.
+pub async fn not_owned(session: &HostSession, read_write: &str) -> Result<Vec<String>, AdminError> {
+    session.texts("looking for tables of others", NOT_OWNED, &[&read_write]).await
 }
 
 /// Refuses an adoption if its grants would fail later.

@@ -4,8 +4,9 @@
 //! Each piece of work is a recorded [`operation`] under a lock on the tenant:
 //! - [`create`](create::create): roles; a database, closed to others and owned by the tenant; schema files;
 //!   test logins; active;
-//! - [`adopt`](adopt::adopt): the same for an existing database; access to its tables is granted with its
-//!   first pool ([`adopt::complete_grants`]);
+//! - [`adopt`](adopt::adopt): the same for an existing database; the tenant's role becomes a member of the
+//!   owners or the owner itself ([`ownership`]); other access to its tables is granted with its first pool
+//!   ([`adopt::complete_grants`]);
 //! - [`rotate`](rotate::rotate): new passwords on the host and in the row, verified by test logins;
 //! - [`move`](self::move_tenant::move_tenant): roles and database on another host: paused, copied,
 //!   verified, switched;
@@ -24,6 +25,7 @@ pub mod grants;
 pub mod move_tenant;
 pub mod names;
 pub mod operation;
+pub mod ownership;
 pub mod rename;
 pub mod reown;
 pub mod repair;
@@ -38,6 +40,7 @@ mod subscriptions;
 mod undo;
 
 use async_trait::async_trait;
+use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::Value;
 use tokio_postgres::{GenericClient, error::SqlState};
@@ -69,6 +72,18 @@ described! {
         pub database: String,
         /// Its own role there.
         pub username: String,
+        /// Of an adopted database: its read-only role.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub ro_username: Option<String>,
+        /// Of an adopted database: owners of its objects that its role is a member of, and acts as.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub member_of: Option<Vec<String>>,
+        /// Of an adopted database: how many objects its role was made the owner of.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub transferred: Option<i64>,
+        /// Of an adopted database: what its role may not do, and what to do about it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub notes: Option<Vec<String>>,
     }
 }
 
@@ -86,6 +101,10 @@ struct Work<'a> {
 struct Made {
     roles: roles::Roles,
     sealed: SealedPasswords,
+    /// Of an adopted database.
+    adoption: Option<ownership::Owned>,
+    /// The role existed before.
+    role_given: bool,
 }
 
 struct NewRow<'a> {
@@ -99,13 +118,21 @@ impl Work<'_> {
         self.operation.record(self.actor, &self.lock, step).await
     }
 
-    /// Creates the tenant's two roles with the operation's mark. Retries with other names if a role of that
-    /// name was created meanwhile.
-    async fn make_roles(&self, passwords: &Passwords) -> Result<roles::Roles, AdminError> {
+    /// Creates the tenant's two roles with the operation's mark, or only the read-only one if the other is
+    /// `given`. Retries with other names if a role of that name was created meanwhile.
+    async fn make_roles(
+        &self,
+        passwords: &Passwords,
+        given: Option<&str>,
+    ) -> Result<roles::Roles, AdminError> {
         loop {
-            let chosen = roles::choose(&self.session, &self.lock.name).await?;
+            let mut chosen = roles::choose(&self.session, &self.lock.name).await?;
+            if let Some(given) = given {
+                given.clone_into(&mut chosen.read_write);
+            }
             let mark = self.operation.argument("mark");
-            match roles::create(&self.session, &self.rights, &chosen, passwords, mark).await {
+            let given = given.is_some();
+            match roles::create(&self.session, &self.rights, &chosen, passwords, mark, given).await {
                 // Ends: each round means one more existing role, and `choose` has a limit.
                 Err(AdminError::Exists(_)) => {}
                 made => return made.map(|()| chosen),
@@ -129,12 +156,12 @@ impl Work<'_> {
     }
 
     /// Activates the tenant and closes the operation in one transaction.
-    async fn open_tenant(mut self, made: &Made, row: &NewRow<'_>) -> Result<NewTenant, AdminError> {
+    async fn open_tenant(mut self, made: Made, row: &NewRow<'_>) -> Result<NewTenant, AdminError> {
         let transaction = self.lock.client.transaction().await?;
         transaction
             .execute(
                 "UPDATE pglobby.tenants SET status = 'active', username = $2, ro_username = $3, grants_pending = $4,
-                    sealed_password = $5, sealed_ro_password = $6
+                    sealed_password = $5, sealed_ro_password = $6, role_given = $7
                  WHERE id = $1 AND status = 'provisioning'",
                 &[
                     &self.operation.tenant_id,
@@ -143,23 +170,39 @@ impl Work<'_> {
                     &row.adopted,
                     &made.sealed.read_write,
                     &made.sealed.read_only,
+                    &made.role_given,
                 ],
             )
             .await?;
+        // Only undoing needs it, and it may be long.
+        self.operation.arguments["give_back"].take();
+        self.operation.remember_in(&transaction, &self.lock.name).await?;
         self.operation.close(&transaction, "done", &self.lock.name).await?;
-        let detail = serde_json::json!({
-            "host": row.host, "database": row.database, "username": made.roles.read_write, "operation": self.operation.id,
-        });
-        let action = format!("tenant.{}", self.operation.kind);
-        self.actor.commit(transaction, &action, Some(&self.lock.name), &detail).await?;
-        self.actor.report(&self.lock.name, "active").await;
-        Ok(NewTenant {
+        let mut new = NewTenant {
             name: self.lock.name.clone(),
             status: "active".to_owned(),
             host: row.host.to_owned(),
             database: row.database.to_owned(),
             username: made.roles.read_write.clone(),
-        })
+            ro_username: None,
+            member_of: None,
+            transferred: None,
+            notes: None,
+        };
+        if let Some(owned) = made.adoption {
+            new.ro_username = Some(made.roles.read_only);
+            new.member_of = Some(owned.member_of);
+            new.transferred = Some(owned.transferred);
+            new.notes = Some(owned.notes);
+        }
+        let detail = serde_json::json!({
+            "host": new.host, "database": new.database, "username": new.username, "operation": self.operation.id,
+            "role_given": made.role_given, "member_of": new.member_of, "transferred": new.transferred,
+        });
+        let action = format!("tenant.{}", self.operation.kind);
+        self.actor.commit(transaction, &action, Some(&self.lock.name), &detail).await?;
+        self.actor.report(&self.lock.name, "active").await;
+        Ok(new)
     }
 }
 
@@ -178,6 +221,11 @@ trait DatabaseSource: Sync {
 
     /// What is recorded of the request beside its names.
     fn arguments(&self) -> Value;
+
+    /// The password of a role that exists already.
+    fn password(&self) -> Option<&SecretString> {
+        None
+    }
 
     /// Makes roles and database and verifies them; records each step.
     async fn build(
@@ -208,7 +256,10 @@ async fn make_tenant<S: DatabaseSource>(actor: &Actor, source: &S) -> Result<New
     undo_remains(actor, &mut lock).await?;
     let admin = choose_host(actor, &lock.client, names.host).await?;
     let row = NewRow { host: &admin.name.clone(), database, adopted: S::ADOPTED };
-    let passwords = Passwords::generate();
+    let mut passwords = Passwords::generate();
+    if let Some(password) = source.password() {
+        passwords.read_write = password.clone();
+    }
     let operation = begin_new(actor, &mut lock, S::KIND, &row, source.arguments()).await?;
 
     let (session, rights) = match enter_host(&admin, operation.tenant_id).await {
@@ -220,7 +271,7 @@ async fn make_tenant<S: DatabaseSource>(actor: &Actor, source: &S) -> Result<New
     };
     let mut work = Work { actor, lock, operation, admin, session, rights };
     match source.build(&mut work, database, &passwords).await {
-        Ok(made) => work.open_tenant(&made, &row).await,
+        Ok(made) => work.open_tenant(made, &row).await,
         Err(error) => {
             let Work { mut lock, operation, session, .. } = work;
             drop(session); // with it the lock on the host, which `undo_after` takes

@@ -172,7 +172,7 @@ async fn carry(
     let host = work.admin.name.clone();
     let extensions = Extensions::look(source, &origin, &work.session, work.rights, &host).await?;
     let passwords = Passwords::generate();
-    let made = work.make_roles(&passwords).await?;
+    let made = work.make_roles(&passwords, None).await?;
     work.record("roles").await?;
     let copy = Copy { source, origin, programs, extensions, made, passwords };
     copy.make_database(work).await?;
@@ -254,7 +254,9 @@ async fn switch(
     transaction
         .execute(
             "UPDATE pglobby.tenants SET host = $2, username = $3, ro_username = $4, sealed_password = $5,
-                    sealed_ro_password = $6, fenced = false
+                    sealed_ro_password = $6, fenced = false,
+                    -- pglobby made the database there, and granted what there is to grant.
+                    adopted = false, grants_pending = false
              WHERE id = $1",
             &[
                 &work.operation.tenant_id,

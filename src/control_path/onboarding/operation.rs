@@ -13,7 +13,7 @@
 
 use secrecy::SecretString;
 use serde_json::Value;
-use tokio_postgres::{Client, Transaction, error::SqlState};
+use tokio_postgres::{Client, GenericClient, Transaction, error::SqlState};
 
 use super::names::shell_word;
 use crate::control_path::{
@@ -158,10 +158,18 @@ impl Operation {
     /// # Errors
     /// [`AdminError::Busy`] if another run has taken over.
     pub async fn remember(&self, lock: &TenantLock) -> Result<(), AdminError> {
+        self.remember_in(&lock.client, &lock.name).await
+    }
+
+    /// The same in a transaction.
+    ///
+    /// # Errors
+    /// [`AdminError::Busy`] if another run has taken over.
+    pub async fn remember_in(&self, client: &impl GenericClient, tenant: &str) -> Result<(), AdminError> {
         let sql = "UPDATE pglobby.operations SET step = $2, arguments = $3, updated_at = now()
                    WHERE id = $1 AND status IN ('running', 'failed')";
-        match lock.client.execute(sql, &[&self.id, &self.step, &self.arguments]).await? {
-            0 => Err(AdminError::Busy { tenant: lock.name.clone() }),
+        match client.execute(sql, &[&self.id, &self.step, &self.arguments]).await? {
+            0 => Err(AdminError::Busy { tenant: tenant.to_owned() }),
             _ => Ok(()),
         }
     }

@@ -23,6 +23,8 @@ pub struct Belongings<'a> {
     pub read_write: &'a str,
     /// The read-only role, if there is one.
     pub read_only: Option<&'a str>,
+    /// pglobby did not make the role that owns it; its attributes are left alone.
+    pub role_given: bool,
 }
 
 /// Statements that undo changes of the database: CONNECT, and settings that decide the role of a session or
@@ -69,11 +71,13 @@ WHERE r.rolname IN ($2, $3) AND (
                 AND 'default_transaction_read_only=on' = ANY (c.setconfig))))";
 
 impl Belongings<'_> {
+    /// Those that pglobby made.
     fn roles(&self) -> impl Iterator<Item = &str> {
-        [Some(self.read_write), self.read_only].into_iter().flatten()
+        let read_write = Some(self.read_write).filter(|_| !self.role_given);
+        [read_write, self.read_only].into_iter().flatten()
     }
 
-    /// Statements that restore the roles, passwords aside. Both may log in.
+    /// Statements that restore the roles that pglobby made, passwords aside. They may log in.
     pub fn roles_as_made(&self) -> String {
         let database = ident(self.database);
         let as_made = |role: &str| {

@@ -54,8 +54,8 @@ pub async fn choose(session: &HostSession, tenant: &str) -> Result<Roles, AdminE
     )))
 }
 
-/// Creates both roles with their mark, in one transaction. The server gets verifiers instead of passwords,
-/// because statements may be logged.
+/// Creates both roles with their mark, in one transaction; only the read-only role if the other is `given`.
+/// The server gets verifiers instead of passwords, because statements may be logged.
 ///
 /// # Errors
 /// The host; [`AdminError::Exists`] if the name was taken meanwhile.
@@ -65,11 +65,11 @@ pub async fn create(
     roles: &Roles,
     passwords: &Passwords,
     mark: &str,
+    given: bool,
 ) -> Result<(), AdminError> {
     let mut sql = String::from("BEGIN;\n");
-    for (role, password) in
-        [(&roles.read_write, &passwords.read_write), (&roles.read_only, &passwords.read_only)]
-    {
+    let both = [(&roles.read_write, &passwords.read_write), (&roles.read_only, &passwords.read_only)];
+    for (role, password) in both.into_iter().skip(usize::from(given)) {
         let verifier = scram_verifier(password);
         let (name, verifier, mark) = (ident(role), literal(verifier.expose_secret()), literal(mark));
         sql += &format!(
@@ -90,7 +90,7 @@ pub async fn create(
             session.run("giving up on a role name", "ROLLBACK").await?;
             Err(AdminError::Exists(format!(
                 "role {:?} was created by another session just now",
-                roles.read_write
+                roles.read_only
             )))
         }
         _ => made,
@@ -171,11 +171,13 @@ pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Re
     session.run(format!("locking role {role:?}"), &sql).await
 }
 
-/// Databases in which role `$1` owns objects or has privileges; whether it owns objects; and the new owner:
+/// Databases in which role `$1` owns objects or has privileges; whether it owns objects other than its default
+/// privileges, which nobody inherits; and the new owner:
 /// the database's owner, unless that is the role itself, is out of the administrator's reach, or has
 /// powers, directly or by membership.
 const HELD: &str = r"
-SELECT d.datname::text, coalesce(bool_or(s.deptype = 'o'), false),
+SELECT d.datname::text,
+       coalesce(bool_or(s.deptype = 'o' AND s.classid <> 'pg_catalog.pg_default_acl'::regclass), false),
        CASE WHEN d.datdba <> r.oid AND pg_catalog.pg_has_role(d.datdba, 'MEMBER') AND NOT EXISTS (
            SELECT FROM pg_catalog.pg_roles p WHERE pg_catalog.pg_has_role(d.datdba, p.oid, 'MEMBER')
              AND (p.rolsuper OR p.rolcreatedb OR p.rolcreaterole OR p.rolreplication OR p.rolbypassrls

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    enter_host, grants,
+    adopt, enter_host, grants,
     names::{ident, literal, shell_word},
     operation::{Operation, Passwords, TenantLock},
     role_attributes::{self, Belongings},
@@ -60,6 +60,7 @@ struct Before {
     generation: i64,
     adopted: bool,
     grants_pending: bool,
+    role_given: bool,
 }
 
 /// Gives the tenant's roles new passwords, or leaves the old ones.
@@ -102,13 +103,19 @@ async fn rotate_if(
     let admin = HostAdmin::load(actor, &lock.client, &before.host).await?;
     let (session, _) = enter_host(&admin, before.id).await?;
     for role in before.roles() {
-        if !roles::ours(&session, role).await? {
+        // A given role's password is changed where an operator asks, never as a repair.
+        let asked = before.role_given && role == before.read_write && trouble.is_none();
+        if !asked && !roles::ours(&session, role).await? {
             // Other settings are the owner's choice, as long as sessions can start.
             if trouble.is_some_and(|(_, trouble)| trouble.is_silent()) {
                 return Ok(None);
             }
+            let how = match before.role_given {
+                true => format!("; `pglobby tenant rotate {}` gives it another", shell_word(name)),
+                false => String::new(),
+            };
             return Err(AdminError::Refused(format!(
-                "role {role:?} on host {:?} was not made by pglobby (its comment says so), so its password is left alone",
+                "role {role:?} on host {:?} was not made by pglobby (its comment says so), so its password is left alone{how}",
                 before.host
             )));
         }
@@ -125,7 +132,7 @@ async fn rotate_if(
     let passwords = Passwords::generate();
     let done = async {
         change(actor, &mut lock, &operation, &session, &before, &passwords).await?;
-        verify(&admin, &session, &before, &passwords).await?;
+        verify(&lock, &admin, &session, &before, &passwords).await?;
         finish(actor, &mut lock, &operation, &before, "done").await
     };
     match done.await {
@@ -144,6 +151,7 @@ impl Before {
             database: &self.database,
             read_write: &self.read_write,
             read_only: self.read_only.as_deref(),
+            role_given: self.role_given,
         }
     }
 
@@ -171,7 +179,8 @@ impl Before {
 
 async fn load(actor: &Actor, lock: &TenantLock) -> Result<Before, AdminError> {
     let sql = "SELECT id, status, host, database, username AS read_write, ro_username AS read_only,
-                      sealed_password AS sealed, sealed_ro_password AS sealed_ro, generation, adopted, grants_pending
+                      sealed_password AS sealed, sealed_ro_password AS sealed_ro, generation, adopted, grants_pending,
+                      role_given
                FROM pglobby.tenants WHERE name = $1 AND status <> 'dropped'";
     let Some(row) = lock.client.query_opt(sql, &[&lock.name]).await? else {
         return Err(missing(actor, &lock.client, &lock.name).await);
@@ -184,7 +193,8 @@ async fn load(actor: &Actor, lock: &TenantLock) -> Result<Before, AdminError> {
         )));
     }
     Ok(from_row!(row => Before {
-        id, status, host, database, read_write, read_only, sealed, sealed_ro, generation, adopted, grants_pending
+        id, status, host, database, read_write, read_only, sealed, sealed_ro, generation, adopted, grants_pending,
+        role_given
     }))
 }
 
@@ -266,6 +276,7 @@ async fn store(
 
 /// Logs in like a pool does, and restores the read-only role's privileges after DROP OWNED.
 async fn verify(
+    lock: &TenantLock,
     admin: &HostAdmin,
     session: &HostSession,
     before: &Before,
@@ -276,7 +287,7 @@ async fn verify(
         let roles = Roles { read_write: before.read_write.clone(), read_only };
         let inside = admin.connect_to(&before.database).await?;
         match before.adopted {
-            true => grants::grant_adopted(&inside, &roles, None).await?,
+            true => adopt::grant(&lock.client, before.id, &inside, &roles).await?,
             false => grants::grant_inside(&inside, &roles).await?,
         }
     }

@@ -1,8 +1,9 @@
 //! The host that a tenant moves away from.
 
 use super::{
-    names::{ident, literal},
+    names::{ident, literal, shell_word},
     operation::TenantLock,
+    reown,
     roles::{self, Roles},
 };
 use crate::control_path::admin::{
@@ -118,11 +119,7 @@ impl Source {
         host: &str,
     ) -> Result<(), AdminError> {
         if self.adopted {
-            return Err(AdminError::Refused(format!(
-                "tenant {:?} was adopted: its tables belong to roles that the other host does not know; copy it with \
-                 pg_dump and adopt the copy",
-                lock.name
-            )));
+            self.refuse_foreign(&lock.name).await?;
         }
         for role in [&self.roles.read_write, &self.roles.read_only] {
             if !role.is_empty() && !roles::ours(&self.session, role).await? {
@@ -151,6 +148,20 @@ impl Source {
         Err(AdminError::Exists(format!(
             "there is a database {:?} on host {host:?} already; rename or drop that first",
             self.database
+        )))
+    }
+
+    /// Refuses an adopted database of which the tenant's role is not the owner of everything.
+    async fn refuse_foreign(&self, name: &str) -> Result<(), AdminError> {
+        let inside = self.admin.connect_to(&self.database).await?;
+        let owners = reown::foreign(&inside, &self.roles.read_write).await?;
+        let Some(object) = owners.first() else { return Ok(()) };
+        Err(AdminError::Refused(format!(
+            "tenant {name:?} was adopted, and role {:?}, which the other host does not know, owns {} objects in its database; \
+             pglobby tenant drop {} (the database stays), adopt it again with --ownership transfer, and move it then",
+            object.owner,
+            owners.len(),
+            shell_word(name)
         )))
     }
 

@@ -6,7 +6,7 @@ use super::{
     enter_host,
     names::{ident, shell_word},
     operation::{Operation, TenantLock},
-    roles,
+    ownership, roles,
     subscriptions::end_subscription,
 };
 use crate::control_path::admin::{
@@ -71,8 +71,13 @@ pub(super) async fn undo(
     let (session, _) = enter_host(&admin, operation.tenant_id).await?;
     let mark = operation.argument("mark");
 
-    for database in roles::marked_databases(&session, mark).await? {
-        drop_database(&admin, &session, &database).await?;
+    // An adopted database is never the operation's, whoever owns it.
+    if operation.kind == "adopt" {
+        ownership::give_back(&admin, &session, operation).await?;
+    } else {
+        for database in roles::marked_databases(&session, mark).await? {
+            drop_database(&admin, &session, &database).await?;
+        }
     }
     for privilege in ["CONNECT", "TEMPORARY"] {
         if operation.arguments["taken_from_public"]

@@ -167,7 +167,7 @@ fn answer<T: Described>() -> Value {
 /// Request bodies, each a name and fields as [`object`] reads them.
 const BODIES: &str = "
     NewTenantBody name host:string? database:string? template:string? schema:string[]? adopt:boolean?
-        owner:string?;
+        owner:string? ownership:string? username:string? password:secret?;
     TenantSettings pool_mode:string? pool_size:integer? min_pool_size:integer? max_clients:integer?
         statement_timeout:string? allow_from:string[]?;
     SuspendBody reason:string? after_transaction:boolean?;

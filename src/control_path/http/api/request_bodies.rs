@@ -79,21 +79,30 @@ pub struct NewTenantBody {
     #[serde(default)]
     adopt: bool,
     owner: Option<String>,
+    ownership: Option<String>,
+    username: Option<String>,
+    password: Option<SecretString>,
 }
 
 impl TryFrom<NewTenantBody> for AdminCommand {
     type Error = ApiError;
 
     fn try_from(body: NewTenantBody) -> Result<Self, ApiError> {
-        let NewTenantBody { name, host, database, template, schema, adopt, owner } = body;
+        let NewTenantBody { name, host, database, template, schema, adopt, owner, .. } = body;
+        let (ownership, username, password) = (body.ownership, body.username, body.password);
         if adopt {
             if template.is_some() || !schema.is_empty() {
                 return Err(invalid("a database that is adopted takes no template and no schema"));
             }
-            return Ok(Self::AdoptTenant(AdoptTenant { name, host, database, owner }));
+            let ownership = ownership.map(|word| word.parse()).transpose();
+            let ownership = ownership.map_err(|why: String| invalid(&why))?;
+            let wanted = AdoptTenant { name, host, database, owner, ownership, username, password };
+            return Ok(Self::AdoptTenant(wanted));
         }
-        if owner.is_some() {
-            return Err(invalid("owner is for a database that is adopted (\"adopt\": true)"));
+        if owner.is_some() || ownership.is_some() || username.is_some() || password.is_some() {
+            return Err(invalid(
+                "owner, ownership, username and password are for a database that is adopted (\"adopt\": true)",
+            ));
         }
         // psql would run commands of the text on this node.
         let file = |(at, sql): (usize, String)| SchemaFile::of_text(format!("schema[{at}]"), sql);
