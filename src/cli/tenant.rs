@@ -95,7 +95,7 @@ struct Create {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant adopt acme --database acme_production --owner app\n  \
                         pglobby tenant adopt acme --database acme_production --ownership transfer\n  \
-                        pglobby tenant adopt acme --username acme_app --password-stdin < password.txt")]
+                        pglobby tenant adopt acme --username acme_app --password-stdin")]
 struct Adopt {
     /// Name of the tenant, which clients connect to
     name: String,
