@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What each part of the crate may use besides itself. `cli` and `main` put everything together and may use all of it.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("wire", &[]),
     ("data_path", &["wire", "config", "error", "metrics"]),
     ("control_path", &["data_path", "wire", "config", "error", "metrics", "shutdown", "local_postgres"]),
@@ -17,6 +17,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
     ("error", &["wire"]),
     ("metrics", &["error"]),
     ("shutdown", &["data_path", "error"]),
+    ("fuzzing", &["control_path", "data_path", "wire", "config"]),
 ];
 
 /// Files of `data_path` that are its spine: they tell the story of a client and use all folders. No folder uses them.

@@ -96,7 +96,7 @@ async fn all_sessions_together_prepare_no_more_than_the_process_may_keep() {
 async fn a_tenant_that_prepares_too_much_takes_no_other_tenants_share() {
     let proxy = Proxy::with_tenant("acme")
         .and_tenant("globex")
-        .config("max_prepared_bytes_total", "\"11kB\"")
+        .config("max_prepared_bytes_total", "\"13kB\"")
         .start()
         .await;
     let mut greedy = proxy.wire("acme").await;

@@ -191,7 +191,7 @@ async fn settings_that_code_puts_on_a_shared_role_are_undone_before_the_next_ses
         assert_eq!(after.replace(" infinity", ""), before, "{mode} {who} {sql}");
         // Who was there before goes on.
         assert_eq!(culprit.ask("SELECT count(*) FROM t").await, "0");
-        proxy.logged("their settings were not those that pglobby gives them").await;
+        proxy.logged("their settings differed").await;
         let central = proxy.cluster.client("central").await;
         let audited = "SELECT string_agg(action || ' ' || coalesce(detail->>'because', ''), ', ' ORDER BY id) \
                        FROM pglobby.audit_log WHERE actor = 'pglobby'";

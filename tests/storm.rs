@@ -1,7 +1,7 @@
 //! A storm: clients of several tenants work without pause while one fault follows another. Whoever is hit gets an error that
 //! says so and goes on when it is over; nobody else notices; nobody ever sees what is another's; nothing is half done; and
 //! when the storm is over, nothing is left of it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
 mod support;
 

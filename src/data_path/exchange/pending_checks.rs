@@ -128,7 +128,7 @@ impl PendingChecks {
         match state {
             LoadState::Current => {}
             LoadState::NotLoaded => self.before_load.get_or_insert_default().push(&text(), words_hidden),
-            LoadState::Changed => self.record(&SideEffects::anything(), false),
+            LoadState::Changing => self.record(&SideEffects::anything(), false),
         }
         if load {
             self.checks.insert(StateChecks::COMPARE_FUNCTIONS);

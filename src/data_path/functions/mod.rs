@@ -8,7 +8,7 @@
 //!
 //! DDL changes the list only if its text defines something with side effects, names something that has some,
 //! or does not show what it does. After such a text, all functions are loaded again; until then every text may
-//! have any side effect. Loads take at most a tenth of the time: [`PAUSE`]. Changes made outside the proxy are
+//! have any side effect, except in the session that has run it, which waits. Loads take at most a tenth of the time: [`PAUSE`]. Changes made outside the proxy are
 //! detected every `functions_check_delay`. In most databases no function has side effects, and the cost per
 //! text is one atomic load.
 
@@ -19,12 +19,15 @@ mod not_loaded;
 
 use std::{
     ops::Deref,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use tokio::sync::Notify;
 
 pub use self::effects_by_name::EffectsByName;
 pub use self::not_loaded::TextsBeforeLoad;
@@ -39,8 +42,8 @@ use crate::data_path::{
 /// delay, and a superuser's session may not report them.
 const TRUSTED_MAX: u8 = 5;
 
-/// A load that took so long is followed by a pause of so many times as long. Until the next load, texts may
-/// have any side effect: they get state checks, and none waits.
+/// A load that took so long is followed by a pause of so many times as long, in which DDL alone starts no load. A
+/// session whose text may have unknown side effects does not wait for the pause: it loads at once.
 const PAUSE: u32 = 9;
 
 /// The longest pause.
@@ -54,6 +57,8 @@ pub struct FunctionEffects {
     /// A client of the tenant has read currval or lastval.
     sequences: AtomicBool,
     state: Mutex<State>,
+    /// Wakes the sessions that wait for the end of a load.
+    load_ended: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -100,11 +105,12 @@ impl State {
         self.effects.is_some() && self.changes == 0 && self.generation == self.loaded_generation
     }
 
+    fn is_load_due(&self) -> bool {
+        !self.loading && self.changes == 0 && (self.check_due || !self.is_current())
+    }
+
     fn must_load(&self, now: impl Fn() -> Instant) -> bool {
-        !self.loading
-            && self.changes == 0
-            && (self.check_due || !self.is_current())
-            && (self.not_loaded || self.paused_until.is_none_or(|end| end <= now()))
+        self.is_load_due() && (self.not_loaded || self.paused_until.is_none_or(|end| end <= now()))
     }
 
     fn known(&self) -> Known {
@@ -165,10 +171,10 @@ pub struct FoundEffects(Mutex<Option<(u64, Option<Arc<SideEffects>>)>>);
 pub enum LoadState {
     /// Up to date.
     Current,
-    /// Not loaded since the tenant's first pool was created.
+    /// Not loaded, or outdated: the session loads them after its transaction, and looks the text up then.
     NotLoaded,
-    /// Functions may have changed since the load.
-    Changed,
+    /// A transaction that may change functions has not ended.
+    Changing,
 }
 
 /// Result of a lookup for a text.
@@ -257,6 +263,7 @@ impl Drop for Loading<'_> {
     fn drop(&mut self) {
         let pause = (self.began.elapsed() * PAUSE).min(PAUSE_MAX);
         self.functions.update(|state| state.end_load(pause));
+        self.functions.load_ended.notify_waiters();
     }
 }
 
@@ -265,7 +272,7 @@ impl FunctionEffects {
     pub fn without_functions() -> Self {
         let effects = EffectsByName::new([], Default::default(), Default::default());
         let state = State { effects: Some(Arc::new(effects)), ..State::default() };
-        Self { plain: AtomicBool::new(true), sequences: AtomicBool::new(false), state: Mutex::new(state) }
+        Self { plain: AtomicBool::new(true), state: Mutex::new(state), ..Self::default() }
     }
 
     /// All changes of the state go through here, so that `plain` always matches it.
@@ -299,22 +306,23 @@ impl FunctionEffects {
         read: &SideEffects,
         cache: Option<&FoundEffects>,
     ) -> Lookup {
-        let (effects, current, not_loaded, load, runs_nothing) = {
+        let (effects, current, is_changing, load, runs_nothing) = {
             let state = locked(&self.state);
             let runs_nothing = read.only_defines && state.no_event_triggers;
             let load = state.must_load(Instant::now);
-            (state.effects.clone(), state.is_current(), state.not_loaded, load, runs_nothing)
+            let is_changing = state.changes > 0 && !state.not_loaded;
+            (state.effects.clone(), state.is_current(), is_changing, load, runs_nothing && !state.not_loaded)
         };
         let makes_callers = read.checks.contains(StateChecks::CALLERS);
         let names_any = || effects.as_ref().is_some_and(|effects| effects.names_any(&text(), words_hidden));
         let changes = makes_callers && current && names_any();
-        if runs_nothing && !not_loaded {
+        if runs_nothing {
             return Lookup { state: LoadState::Current, load, found: None, changes };
         }
-        let state = match (current, not_loaded) {
+        let state = match (current, is_changing) {
             (true, _) => LoadState::Current,
-            (false, true) => LoadState::NotLoaded,
-            (false, false) => LoadState::Changed,
+            (false, true) => LoadState::Changing,
+            (false, false) => LoadState::NotLoaded,
         };
         let found = effects.and_then(|effects| match cache {
             Some(FoundEffects(cache)) => {
@@ -409,6 +417,23 @@ impl FunctionEffects {
     /// Returns whether a session should start a load now.
     pub fn must_load(&self) -> bool {
         locked(&self.state).must_load(Instant::now)
+    }
+
+    /// Returns whether a session that waits for the result should start a load now.
+    pub fn must_load_at_once(&self) -> bool {
+        locked(&self.state).is_load_due()
+    }
+
+    /// Returns when no load is running.
+    pub async fn until_load_ended(&self) {
+        loop {
+            let mut ended = pin!(self.load_ended.notified());
+            ended.as_mut().enable();
+            if !locked(&self.state).loading {
+                return;
+            }
+            ended.await;
+        }
     }
 
     /// Starts a load. Returns `None` if one is running or none is needed.
@@ -515,7 +540,9 @@ mod tests {
             }
         }
         assert_eq!(loads, 0);
-        assert_eq!(look_up(&functions, "SELECT 1").state, LoadState::Changed);
+        // A text that needs to know them does not wait for the pause.
+        assert_eq!(look_up(&functions, "SELECT 1").state, LoadState::NotLoaded);
+        assert!(functions.must_load_at_once());
         let after = |wait| locked(&functions.state).must_load(|| Instant::now() + wait);
         assert!(!after(PAUSE * LONG_AGO - LONG_AGO));
         assert!(after(PAUSE_MAX));

@@ -63,8 +63,14 @@ impl Relay {
             self.release_reply().await?;
         }
         let changed = checks.has_changed_functions();
+        self.changed_functions |= changed;
         if let Some(before_load) = before_load {
-            self.load().await?;
+            if !changed && std::mem::take(&mut self.changed_functions) {
+                self.pool.functions.until_load_ended().await;
+            }
+            if self.pool.functions.must_load_at_once() {
+                self.load().await?;
+            }
             for found in self.pool.functions.lookup_after_load(&before_load, changed) {
                 checks.record(&found, false);
             }
@@ -187,10 +193,10 @@ impl Relay {
         Ok(())
     }
 
-    /// Loads the effects of the database's functions, if they may have changed.
+    /// Loads the effects of the database's functions.
     async fn load(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.session.side.follows() && self.pool.functions.must_load() {
+        if self.session.side.follows() {
             load_functions(server, &self.pool).await?;
             self.pass_notifications();
         }

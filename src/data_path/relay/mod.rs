@@ -90,6 +90,8 @@ pub struct Relay {
     pinned: Option<Pinned>,
     /// Its server loads the database's functions before it goes back to the pool.
     loads_functions: bool,
+    /// The session has changed functions since they were last loaded: its texts wait for the load.
+    changed_functions: bool,
 }
 
 /// Work that cannot be done within a poll.
@@ -126,6 +128,7 @@ impl Relay {
             cancelling: None,
             pinned: None,
             loads_functions: false,
+            changed_functions: false,
         }
     }
 

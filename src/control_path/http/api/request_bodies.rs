@@ -319,6 +319,21 @@ pub fn invalid(message: &str) -> ApiError {
     ApiError::new("invalid", message)
 }
 
+/// Reads bytes as each kind of body.
+#[cfg(any(test, fuzzing))]
+pub fn read_any(bytes: &[u8]) {
+    if let Ok(Body(map)) = Body::<Map<String, Value>>::parse(bytes) {
+        let _ = settings(map);
+    }
+    let _ = Body::<NewTenantBody>::parse(bytes).and_then(|Body(body)| AdminCommand::try_from(body));
+    let _ = Body::<NewLoginBody>::parse(bytes).and_then(|Body(body)| AdminCommand::try_from(body));
+    let _ = Body::<NewHostBody>::parse(bytes);
+    let _ = Body::<MoveBody>::parse(bytes);
+    let _ = Body::<SuspendBody>::parse(bytes);
+    let _ = Body::<GrantBody>::parse(bytes);
+    let _ = Body::<PasswordBody>::parse(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::holds_nul;
@@ -336,19 +351,4 @@ mod tests {
             assert_eq!(holds_nul(json.as_bytes()), found, "{json}");
         }
     }
-}
-
-/// Reads bytes as each kind of body.
-#[cfg(any(test, fuzzing))]
-pub fn read_any(bytes: &[u8]) {
-    if let Ok(Body(map)) = Body::<Map<String, Value>>::parse(bytes) {
-        let _ = settings(map);
-    }
-    let _ = Body::<NewTenantBody>::parse(bytes).and_then(|Body(body)| AdminCommand::try_from(body));
-    let _ = Body::<NewLoginBody>::parse(bytes).and_then(|Body(body)| AdminCommand::try_from(body));
-    let _ = Body::<NewHostBody>::parse(bytes);
-    let _ = Body::<MoveBody>::parse(bytes);
-    let _ = Body::<SuspendBody>::parse(bytes);
-    let _ = Body::<GrantBody>::parse(bytes);
-    let _ = Body::<PasswordBody>::parse(bytes);
 }
