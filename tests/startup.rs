@@ -174,15 +174,16 @@ async fn whoever_does_not_log_in_is_shown_out_and_keeps_nobody_else_out() {
         .start()
         .await;
     let mut silent = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..6 {
         silent.push(Wire::open(proxy.port()).await);
     }
-    let mut sixth = Wire::open(proxy.port()).await;
-    let turned_away = sixth.until_end().await;
-    assert_eq!(turned_away.last().expect("a word").sqlstate(), "53300");
+    // One has no place: the last, or the one before if another thread has accepted that one and counts it later.
+    let mut told = Vec::new();
     for mut wire in silent {
-        wire.until_end().await;
+        told.push(wire.until_end().await.last().expect("a word").sqlstate());
     }
+    told.sort();
+    assert_eq!(told, ["53300", "57014", "57014", "57014", "57014", "57014"]);
     // A place is free once the connection is closed on both ends.
     in_time("a free place", async {
         while let Err(error) = proxy.client("acme").try_connect().await {
