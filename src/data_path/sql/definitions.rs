@@ -58,10 +58,8 @@ fn has_harmless_bodies(statement: &Statement<'_>) -> bool {
             TokenKind::End => return true,
             TokenKind::Word => !lexer.bytes(token).eq_ignore_ascii_case(b"atomic"),
             TokenKind::UnicodeName => false,
-            TokenKind::Text | TokenKind::EscapedText | TokenKind::UnicodeText | TokenKind::DollarText => {
-                identifiers::of_literal(&lexer, token)
-                    .is_some_and(|body| HARMLESS.contains(function_body::effects_of_body(&body)))
-            }
+            kind if kind.is_string() => identifiers::of_literal(&lexer, token)
+                .is_some_and(|body| HARMLESS.contains(function_body::effects_of_body(&body))),
             _ => true,
         };
         if !is_harmless {
@@ -84,7 +82,7 @@ fn has_container(text: &[u8], lexing: Lexing, depth: u32) -> bool {
         let token = lexer.next();
         match token.kind {
             TokenKind::End => return false,
-            TokenKind::Text | TokenKind::EscapedText | TokenKind::UnicodeText | TokenKind::DollarText => {
+            kind if kind.is_string() => {
                 let Some(value) = identifiers::of_literal(&lexer, token) else { return true };
                 let first = value.iter().find(|byte| !matches!(byte, b'\t'..=b'\r' | b' '));
                 let is_container = matches!(first, Some(b'{' | b'(' | b'['));

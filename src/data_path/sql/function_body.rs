@@ -22,15 +22,11 @@ pub(super) fn effects_of_literals(text: &[u8], lexing: Lexing) -> Effects {
         let token = lexer.next();
         match token.kind {
             TokenKind::End => break,
-            kind if inner_text(kind) => found |= inside(&lexer, token, lexing, 1),
+            kind if kind.is_string() => found |= inside(&lexer, token, lexing, 1),
             _ => {}
         }
     }
     if found.is_empty() { found } else { found | Effects::HIDDEN }
-}
-
-fn inner_text(kind: TokenKind) -> bool {
-    matches!(kind, TokenKind::Text | TokenKind::EscapedText | TokenKind::UnicodeText | TokenKind::DollarText)
 }
 
 /// Returns the effects of a quoted token's content. Doubled quotes stay: they only separate words.
@@ -91,7 +87,7 @@ pub(super) fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32, strings: 
             {
                 found |= inside(&lexer, token, lexing, depth + 1);
             }
-            kind if strings && inner_text(kind) => found |= inside(&lexer, token, lexing, depth + 1),
+            kind if strings && kind.is_string() => found |= inside(&lexer, token, lexing, depth + 1),
             _ => {}
         }
         previous = token;
@@ -105,7 +101,7 @@ fn effects_of_word(lexer: &Lexer<'_>, previous: Token, token: Token) -> Effects 
     let starts = match previous.kind {
         TokenKind::End | TokenKind::Symbol(b';' | b'>' | b':') => true,
         // A doubled quote may start a nested string.
-        kind if inner_text(kind) => true,
+        kind if kind.is_string() => true,
         _ => follows(&[b"begin", b"then", b"else", b"loop", b"execute"]),
     };
     let is = |keyword: &[u8]| word.eq_ignore_ascii_case(keyword);

@@ -43,6 +43,11 @@ pub(super) enum TokenKind {
 }
 
 impl TokenKind {
+    /// Returns whether the token is a string that may hold SQL.
+    pub fn is_string(self) -> bool {
+        matches!(self, Self::Text | Self::EscapedText | Self::UnicodeText | Self::DollarText)
+    }
+
     /// Returns whether the token may be a name.
     pub fn is_name(self) -> bool {
         matches!(self, Self::Word | Self::QuotedName | Self::UnicodeName)

@@ -226,7 +226,7 @@ fn value<'a>(reader: &mut Reader<'a>) -> Option<Value<'a>> {
             Some(Value { is_known: text.is_some(), text: text.unwrap_or_default() })
         }
         TokenKind::Word | TokenKind::QuotedName | TokenKind::UnicodeName => literal(reader.name()?),
-        TokenKind::Text | TokenKind::EscapedText | TokenKind::UnicodeText | TokenKind::DollarText => {
+        kind if kind.is_string() => {
             if let Some(text) = reader.literal() {
                 return literal(text);
             }
