@@ -199,18 +199,19 @@ impl<'a> Certificate<'a> {
             }
             false => algorithm.algorithm.to_id_string(),
         };
-        // In each line: of RSA, of ECDSA, and of the hash itself, which RSA-PSS names.
+        // In each arm: of RSA, of ECDSA, and of the hash itself, which RSA-PSS names.
         match &*hash {
-            "1.2.840.113549.1.1.4" => Some(Sha256::digest(self.der).to_vec()), // MD5
-            "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1" | "1.3.14.3.2.26" => {
-                Some(Sha256::digest(self.der).to_vec())
-            }
             "1.2.840.113549.1.1.14" | "1.2.840.10045.4.3.1" | "2.16.840.1.101.3.4.2.4" => {
                 Some(Sha224::digest(self.der).to_vec())
             }
-            "1.2.840.113549.1.1.11" | "1.2.840.10045.4.3.2" | "2.16.840.1.101.3.4.2.1" => {
-                Some(Sha256::digest(self.der).to_vec())
-            }
+            // MD5 with RSA, SHA-1, SHA-256.
+            "1.2.840.113549.1.1.4"
+            | "1.2.840.113549.1.1.5"
+            | "1.2.840.10045.4.1"
+            | "1.3.14.3.2.26"
+            | "1.2.840.113549.1.1.11"
+            | "1.2.840.10045.4.3.2"
+            | "2.16.840.1.101.3.4.2.1" => Some(Sha256::digest(self.der).to_vec()),
             "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" | "2.16.840.1.101.3.4.2.2" => {
                 Some(Sha384::digest(self.der).to_vec())
             }
