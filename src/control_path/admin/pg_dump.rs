@@ -230,7 +230,8 @@ impl CopyPrograms {
     }
 }
 
-/// A program that connects to `database` by libpq's environment variables. None of the caller's own is kept.
+/// A program that connects to `database` by libpq's environment variables. None of the caller's own is kept, nor
+/// psql's.
 pub(super) fn client_program(
     program: &Path,
     host: &HostAdmin,
@@ -240,7 +241,8 @@ pub(super) fn client_program(
 ) -> Command {
     let mut command = Command::new(program);
     for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("PG") {
+        let name = variable.to_string_lossy();
+        if name.starts_with("PG") || name.starts_with("PSQL") {
             command.env_remove(variable);
         }
     }

@@ -66,11 +66,6 @@ impl Psql {
     /// psql could not be started.
     pub async fn run(&self, to: &Restorer<'_>, file: &Path) -> Result<Option<PsqlError>, AdminError> {
         let mut command = client_program(&self.program, to.host, to.database, to.role, Some(to.password));
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with("PSQL") {
-                command.env_remove(variable);
-            }
-        }
         command
             // psql's own messages are read below.
             .env("LC_ALL", "C")
