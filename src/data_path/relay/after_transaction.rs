@@ -21,6 +21,7 @@ use super::{
 use crate::{
     data_path::{
         exchange::pending_checks::{ALL_VALUES, AnswerLimits, CheckedState, PendingChecks},
+        functions::TextsBeforeLoad,
         prepared::Statement,
         server::connection::{AskError, Row, Server},
         session_state::{
@@ -64,20 +65,8 @@ impl Relay {
         }
         let changed = checks.has_changed_functions();
         self.changed_functions |= changed;
-        if let Some(before_load) = before_load {
-            if !changed && std::mem::take(&mut self.changed_functions) {
-                self.pool.functions.until_load_ended().await;
-            }
-            if self.pool.functions.must_load_at_once() {
-                self.load().await?;
-            }
-            for found in self.pool.functions.lookup_after_load(&before_load, changed) {
-                checks.record(&found, false);
-            }
-            if let (true, Some(server)) = (checks.take_sets_custom(), self.server.as_mut()) {
-                server.side.custom.set(CustomSet::UNNAMED);
-            }
-            self.unshare(checks.take_prepared_under_unknown());
+        if let Some(texts) = before_load {
+            self.look_up_after_load(&texts, changed, &mut checks).await?;
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let new_pins = checks.pins(failed);
@@ -138,6 +127,29 @@ impl Relay {
         }
         self.set_pins(pins);
         self.release_reply().await
+    }
+
+    /// Looks up texts that ran before the functions were loaded. `changed`: they have changed functions.
+    async fn look_up_after_load(
+        &mut self,
+        texts: &TextsBeforeLoad,
+        changed: bool,
+        checks: &mut PendingChecks,
+    ) -> Result<(), SessionEnd> {
+        if !changed && std::mem::take(&mut self.changed_functions) {
+            self.pool.functions.until_load_ended().await;
+        }
+        if self.pool.functions.must_load_at_once() {
+            self.load().await?;
+        }
+        for found in self.pool.functions.lookup_after_load(texts, changed) {
+            checks.record(&found, false);
+        }
+        if let (true, Some(server)) = (checks.take_sets_custom(), self.server.as_mut()) {
+            server.side.custom.set(CustomSet::UNNAMED);
+        }
+        self.unshare(checks.take_prepared_under_unknown());
+        Ok(())
     }
 
     /// Functions had changed the settings of these statements: they become the session's own.
