@@ -176,25 +176,31 @@ impl ClientMessages<'_, '_> {
                 true => ParsedUnder::ThisQuery,
                 false => ParsedUnder::ItsEnd,
             };
-            let rewritten = match self.rewrite_names(sql, settings) {
-                Ok(rewritten) => rewritten,
-                Err(limit) => return self.reject_over_limit(b'Q', limit),
-            };
-            if let Some(RewrittenText { text, requires, prepare_effects, .. }) = rewritten {
-                let mut preparer = self.server.preparer(self.under, self.startup);
-                for statement in &requires {
-                    preparer.ensure_for_query(statement, self.out);
-                }
-                preparer.make_room(prepare_effects.prepared(), self.out.build());
-                prepare_effects.expect(self.statements, preparer.statements);
-                self.track(Request::Query(Some(Box::new(prepare_effects))));
-                append(self.out.build(), b'Q', |out| append_cstr(out, &text));
-                return CONTINUE;
+            if let Some(handled) = self.query_with_names(sql, settings) {
+                return handled;
             }
         }
         self.track(Request::Query(None));
         self.out.pass(bytes);
         CONTINUE
+    }
+
+    /// Sends a query with the servers' names of the statements that it names; `None`: it needs no change.
+    #[cold]
+    fn query_with_names(&mut self, sql: &[u8], settings: ParsedUnder) -> Option<Handled> {
+        let RewrittenText { text, requires, prepare_effects, .. } = match self.rewrite_names(sql, settings) {
+            Ok(rewritten) => rewritten?,
+            Err(limit) => return Some(self.reject_over_limit(b'Q', limit)),
+        };
+        let mut preparer = self.server.preparer(self.under, self.startup);
+        for statement in &requires {
+            preparer.ensure_for_query(statement, self.out);
+        }
+        preparer.make_room(prepare_effects.prepared(), self.out.build());
+        prepare_effects.expect(self.statements, preparer.statements);
+        self.track(Request::Query(Some(Box::new(prepare_effects))));
+        append(self.out.build(), b'Q', |out| append_cstr(out, &text));
+        Some(CONTINUE)
     }
 
     fn parse(&mut self, bytes: &[u8], whole: bool) -> Handled {
@@ -207,34 +213,7 @@ impl ClientMessages<'_, '_> {
         };
         let lexing = self.server.lexing();
         if name.is_empty() {
-            let side_effects = side_effects(lexing);
-            if side_effects.needs_decision()
-                && let Some(flow) = self.guard(b'P', &side_effects, cstr(&mut { body }).unwrap_or_default())
-            {
-                return Ok(flow);
-            }
-            if side_effects.names_statements && self.server.replies.may_have_others() {
-                return AWAIT_REPLIES;
-            }
-            if let Err(limit) = self.admit_unnamed(if whole { body } else { b"" }, &side_effects) {
-                return self.reject_over_limit(b'P', limit);
-            }
-            *self.unnamed_serial += 1;
-            match self.rewritten(&side_effects, body) {
-                Err(limit) => return self.reject_over_limit(b'P', limit),
-                Ok(None) => {}
-                Ok(Some(text)) => return self.parse_with_server_names(name, body, side_effects, text),
-            }
-            if self.track_unnamed(Request::Parse(None)) {
-                let (serial, under) = (*self.unnamed_serial, self.server.parsing(self.under));
-                match whole {
-                    true => self.statements.set_unnamed(serial, body, side_effects, None, under),
-                    false => self.set_unnamed_unstored(serial),
-                }
-                self.server.statements.set_unnamed(*self.unnamed_serial);
-            }
-            self.out.pass(bytes);
-            return CONTINUE;
+            return self.parse_unnamed(bytes, body, whole, side_effects(lexing));
         }
         if !whole {
             return self.parse_unstored(bytes).map(ControlFlow::Continue);
@@ -274,6 +253,43 @@ impl ClientMessages<'_, '_> {
         CONTINUE
     }
 
+    /// `body` is the message after the name.
+    fn parse_unnamed(
+        &mut self,
+        bytes: &[u8],
+        body: &[u8],
+        whole: bool,
+        side_effects: SideEffects,
+    ) -> Handled {
+        if side_effects.needs_decision()
+            && let Some(flow) = self.guard(b'P', &side_effects, cstr(&mut { body }).unwrap_or_default())
+        {
+            return Ok(flow);
+        }
+        if side_effects.names_statements && self.server.replies.may_have_others() {
+            return AWAIT_REPLIES;
+        }
+        if let Err(limit) = self.admit_unnamed(if whole { body } else { b"" }, &side_effects) {
+            return self.reject_over_limit(b'P', limit);
+        }
+        *self.unnamed_serial += 1;
+        match self.rewritten(&side_effects, body) {
+            Err(limit) => return self.reject_over_limit(b'P', limit),
+            Ok(None) => {}
+            Ok(Some(text)) => return self.parse_with_server_names(b"", body, side_effects, text),
+        }
+        if self.track_unnamed(Request::Parse(None)) {
+            let (serial, under) = (*self.unnamed_serial, self.server.parsing(self.under));
+            match whole {
+                true => self.statements.set_unnamed(serial, body, side_effects, None, under),
+                false => self.set_unnamed_unstored(serial),
+            }
+            self.server.statements.set_unnamed(*self.unnamed_serial);
+        }
+        self.out.pass(bytes);
+        CONTINUE
+    }
+
     /// Sends a Parse with the proxy's name for the statement.
     pub(super) fn parse_statement(&mut self, bytes: &[u8], name: &[u8], statement: &Arc<Statement>) {
         let statement = statement.clone();
@@ -297,36 +313,7 @@ impl ClientMessages<'_, '_> {
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         if name.is_empty() {
-            if self.server.replies.unnamed_may_change() {
-                return AWAIT_REPLIES;
-            }
-            let inspects = self.statements.unnamed_side_effects().inspects;
-            if self.statements.unnamed_side_effects().needs_decision()
-                && let Some(text) = self.statements.unnamed_body().map(<[u8]>::to_vec)
-                && let Some(flow) =
-                    self.guard_bound(&self.statements.unnamed_side_effects().clone(), &text, whole)?
-            {
-                return Ok(flow);
-            }
-            if self.statements.unnamed_sql_names().is_some() && self.server.replies.may_have_others() {
-                return AWAIT_REPLIES;
-            }
-            if let Some(sql_names) = self.statements.unnamed_sql_names().cloned() {
-                self.bind_with_names(portal, &sql_names);
-            }
-            self.statements.run_unnamed();
-            let side_effects = self.statements.unnamed_side_effects();
-            record_side_effects(side_effects, false, self.sequence_use, self.rules, self.server);
-            self.discard_sequences_before_text(false);
-            let body = self.statements.unnamed_body().unwrap_or_default();
-            let read = self.statements.unnamed_side_effects();
-            record_calls(|| body, read, None, self.rules, self.server);
-            self.server.record_resets(self.statements.unnamed_side_effects(), self.startup, Some(portal));
-            if inspects {
-                self.show_prepared_statements(false);
-            }
-            self.with_unnamed(Request::Bind, bytes);
-            return CONTINUE;
+            return self.bind_unnamed(portal, bytes, whole);
         }
         let at = HEADER_BYTES + portal.len() + 1;
         if self.may_change_meaning(name) {
@@ -381,6 +368,39 @@ impl ClientMessages<'_, '_> {
         }
         self.track(Request::Bind);
         rename(bytes, at, name.len(), statement.server_name(), self.out.build());
+        CONTINUE
+    }
+
+    fn bind_unnamed(&mut self, portal: &[u8], bytes: &[u8], whole: bool) -> Handled {
+        if self.server.replies.unnamed_may_change() {
+            return AWAIT_REPLIES;
+        }
+        let inspects = self.statements.unnamed_side_effects().inspects;
+        if self.statements.unnamed_side_effects().needs_decision()
+            && let Some(text) = self.statements.unnamed_body().map(<[u8]>::to_vec)
+            && let Some(flow) =
+                self.guard_bound(&self.statements.unnamed_side_effects().clone(), &text, whole)?
+        {
+            return Ok(flow);
+        }
+        if self.statements.unnamed_sql_names().is_some() && self.server.replies.may_have_others() {
+            return AWAIT_REPLIES;
+        }
+        if let Some(sql_names) = self.statements.unnamed_sql_names().cloned() {
+            self.bind_with_names(portal, &sql_names);
+        }
+        self.statements.run_unnamed();
+        let side_effects = self.statements.unnamed_side_effects();
+        record_side_effects(side_effects, false, self.sequence_use, self.rules, self.server);
+        self.discard_sequences_before_text(false);
+        let body = self.statements.unnamed_body().unwrap_or_default();
+        let read = self.statements.unnamed_side_effects();
+        record_calls(|| body, read, None, self.rules, self.server);
+        self.server.record_resets(self.statements.unnamed_side_effects(), self.startup, Some(portal));
+        if inspects {
+            self.show_prepared_statements(false);
+        }
+        self.with_unnamed(Request::Bind, bytes);
         CONTINUE
     }
 
@@ -484,11 +504,13 @@ fn record_calls<T: Deref<Target = [u8]>>(
     rules: &SessionRules,
     server: &mut ServerSide,
 ) {
-    let words_hidden = server.lexing().characters != Characters::AsciiSafe;
+    let words_hidden = |server: &ServerSide| server.lexing().characters != Characters::AsciiSafe;
     if read.checks.contains(StateChecks::CALLERS) {
+        let words_hidden = words_hidden(server);
         server.checks.makes_callers(&rules.functions, &text(), words_hidden);
     }
     if !rules.functions.is_plain() {
+        let words_hidden = words_hidden(server);
         server.checks.record_calls(&rules.functions, text, words_hidden, read, cached);
         server.note_unnamed_custom();
     }

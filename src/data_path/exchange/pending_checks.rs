@@ -402,7 +402,7 @@ impl PendingChecks {
         (without_long_values(&parts.join(" UNION ALL "), max.value_bytes), array_literal(names.into_iter()))
     }
 
-    /// Whether it matters who has set the named parameters.
+    /// Whether it matters which source has set the named parameters.
     fn do_sources_matter(&self, startup: &Settings) -> bool {
         self.checks.contains(StateChecks::SETTING_SOURCES)
             || self.names.iter().any(|name| startup.get(name).is_some())
@@ -456,6 +456,17 @@ impl PendingChecks {
         }
     }
 
+    /// Removes the pins that the answer adds again if they hold. What the server may not see is taken to be
+    /// there.
+    fn assume_hidden(&self, role: &ServerRole, pins: &mut Pins) {
+        let discards_all = self.driver_reset == Some(DriverReset::DiscardsAll);
+        for (check, pin, catalog, _) in StateChecks::PINS {
+            if self.checks.contains(check) {
+                pins.set(pin, role.hides(catalog) && !discards_all);
+            }
+        }
+    }
+
     /// Reads the answer: sets `pins` and returns the settings. Reset ones of `startup` are wanted again. What
     /// the server may not see is taken to be there.
     pub fn answered(
@@ -468,13 +479,8 @@ impl PendingChecks {
     ) -> CheckedState {
         let any = self.checks.contains(StateChecks::ANY_SETTING);
         let mut applied = if any { Settings::default() } else { carried.clone() };
-        let discards_all = self.driver_reset == Some(DriverReset::DiscardsAll);
-        for (check, pin, catalog, _) in StateChecks::PINS {
-            if self.checks.contains(check) {
-                pins.set(pin, role.hides(catalog) && !discards_all);
-            }
-        }
-        // PostgreSQL does not say who has set the role. The role of a new session is set if a text says so.
+        self.assume_hidden(role, pins);
+        // PostgreSQL does not say what has set the role. The role of a new session is set if a text says so.
         let is_role_set = |now: &str| {
             let is_chosen = self.reset_parameters.sets_role()
                 || carried.get("role") == Some(now) && !self.reset_parameters.is_role_reset();
