@@ -295,7 +295,7 @@ async fn complete(admin: &Admin) {
     }
 }
 
-/// Of a superuser, as databases often are: nobody is made a member of that.
+/// Of a superuser, as databases often are: no role is made a member of that.
 #[tokio::test]
 async fn a_superusers_database_is_given_to_its_tenant_where_that_is_asked() {
     let admin = Admin::new().await;

@@ -84,7 +84,7 @@ async fn a_session_that_started_as_a_role_can_go_back_to_its_login() {
     }
 }
 
-/// Adopted databases whose tables belong to a role that nobody logs in as.
+/// Adopted databases whose tables belong to a role without sessions of its own.
 #[tokio::test]
 async fn a_role_that_acts_as_the_owner_of_its_tables_keeps_working() {
     let comparison = Comparison::start(1, "GRANT CREATE ON SCHEMA two TO two").await;

@@ -262,9 +262,9 @@ async fn a_refused_parse_fails_its_batch_and_its_transaction_and_the_session_goe
     assert_eq!(tags(&answers), "312DCZ");
 }
 
-/// Servers keep statements that their clients have closed, and nobody could prepare anything any more.
+/// Servers keep statements that their clients have closed; clients could not prepare anything any more.
 #[tokio::test]
-async fn texts_that_only_servers_have_take_nobodys_room() {
+async fn texts_that_only_servers_have_leave_room_for_others() {
     let proxy = Proxy::with_tenant("acme")
         .pool_size(1)
         .config("max_prepared_bytes_total", "\"52kB\"")

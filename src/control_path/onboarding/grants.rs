@@ -202,7 +202,7 @@ pub async fn defaults_of_administrator(
     session.texts(doing, OF_THE_ADMINISTRATOR, &[&roles, &administrator]).await
 }
 
-/// Tables that the tenant's role `$1` may not even read, on which nobody granted anything, in schemas that it
+/// Tables that the tenant's role `$1` may not even read, without any grant, in schemas that it
 /// owns; and the statements that give each to the tenant, and let the read-only role `$2` read it.
 const NOT_GIVEN: &str = r"
 SELECT pg_catalog.format('%I.%I of role %I', n.nspname, c.relname, pg_catalog.pg_get_userbyid(c.relowner)),
@@ -218,7 +218,7 @@ WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema' AND c.rel
                     AND (d.deptype = 'e' OR (d.deptype IN ('a', 'i') AND d.refobjsubid > 0)))
 ORDER BY 1";
 
-/// Tables that the administrator or another role created in a tenant's database and gave to nobody.
+/// Tables that the administrator or another role created in a tenant's database without a grant.
 pub async fn not_given(
     session: &HostSession,
     read_write: &str,

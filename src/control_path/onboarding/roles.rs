@@ -172,7 +172,7 @@ pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Re
 }
 
 /// Databases in which role `$1` owns objects or has privileges; whether it owns objects other than its default
-/// privileges, which nobody inherits; and the new owner:
+/// privileges, which no role inherits; and the new owner:
 /// the database's owner, unless that is the role itself, is out of the administrator's reach, or has
 /// powers, directly or by membership.
 const HELD: &str = r"

@@ -71,7 +71,7 @@ pub(super) async fn undo(
     let (session, _) = enter_host(&admin, operation.tenant_id).await?;
     let mark = operation.argument("mark");
 
-    // An adopted database is never the operation's, whoever owns it.
+    // An adopted database is never the operation's, whatever its owner is.
     if operation.kind == "adopt" {
         ownership::give_back(&admin, &session, operation).await?;
     } else {

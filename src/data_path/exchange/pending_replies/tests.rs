@@ -62,7 +62,7 @@ fn a_server_is_free_when_nothing_more_can_come() {
         ("a Sync sent before COPY data is not answered", ">PBES <12G ! ] >S <CZ ."),
         // The Sync behind CopyDone is answered, the one before it is not.
         ("a COPY that is sent at once ends with the Sync behind its data", ">PBES ] >SQ <12GCZ ! <TCZ ."),
-        ("an end of COPY data that nobody waits for is nothing", "] . >Q ] >PBES ] <EZ12CZ ."),
+        ("an end of COPY data that is not awaited is nothing", "] . >Q ] >PBES ] <EZ12CZ ."),
         // The server skips until a Sync that is yet to come.
         ("COPY data that fails half way ends with the Sync behind it", ">PBES <12GE ! ] >S <Z ."),
         // pgjdbc's `autosave`: a simple query stands in a batch. If the batch fails before it, the query is
