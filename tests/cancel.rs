@@ -87,6 +87,50 @@ async fn a_cancel_for_an_idle_session_does_nothing() {
     assert_eq!(tags(&idle.query("SELECT 1").await), "TDCZ");
 }
 
+/// A cancel that came while the session's settings were restored, in front of its query, was lost, and the query ran
+/// on. Restoring is slow here, because `default_tablespace` is looked up in a locked catalog.
+#[tokio::test]
+async fn a_cancel_waits_for_the_query_behind_the_sessions_settings() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    client.query("SET default_tablespace = 'pg_default'").await;
+    other.query("SELECT 1").await;
+    let admin = proxy.cluster.client("acme").await;
+    admin.run("BEGIN; LOCK TABLE pg_catalog.pg_tablespace IN ACCESS EXCLUSIVE MODE").await;
+    client.send(b'Q', b"SELECT pg_sleep(600) AS long\0").await;
+    let blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    in_time("the lock", async {
+        while admin.ask(blocked).await == "0" {
+            admin.run("SELECT pg_stat_clear_snapshot()").await;
+        }
+    })
+    .await;
+    let (port, request) = (proxy.port(), client.cancel_request());
+    let cancelling = tokio::spawn(async move { cancel(port, &request).await });
+    // The proxy has the cancel when it has served these, which came later.
+    for _ in 0..3 {
+        proxy.wire("acme").await;
+    }
+
+    admin.run("COMMIT").await;
+
+    assert_eq!(sqlstate(&client.until_ready().await).as_deref(), Some("57014"));
+    in_time("the cancel connection's end", cancelling).await.unwrap();
+    assert_eq!(tags(&client.query("SELECT 1").await), "TDCZ");
+}
+
+/// A cancel may be taken before the request that was sent earlier. PostgreSQL has read it by then.
+#[tokio::test]
+async fn a_cancel_finds_a_query_that_is_not_read_yet() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let mut client = proxy.wire("acme").await;
+    for _ in 0..20 {
+        client.send(b'Q', b"SELECT pg_sleep(600) AS long\0").await;
+        cancel(proxy.port(), &client.cancel_request()).await;
+        assert_eq!(sqlstate(&client.until_ready().await).as_deref(), Some("57014"));
+    }
+}
+
 /// While everybody's transactions end and begin, half of the clients are cancelled without pause, and the other half
 /// never: these must not see a single error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

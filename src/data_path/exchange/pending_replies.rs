@@ -310,6 +310,11 @@ impl ReplyTracker {
         self.pending.front().map(|reply| reply.origin)
     }
 
+    /// Whether a reply to the client is pending.
+    pub fn has_client_request(&self) -> bool {
+        self.pending.iter().any(|reply| reply.origin.is_for_client())
+    }
+
     /// What the simple query or Execute that is being answered does to prepared statements.
     pub fn prepare_effects(&mut self) -> Option<&mut Option<Box<PrepareEffects>>> {
         match &mut self.pending.front_mut()?.request {

@@ -268,12 +268,15 @@ impl Relay {
         poll_fn(|cx| {
             if self.session.handle.is_signalled() {
                 let signals = self.session.handle.take_signals();
+                self.wanted_cancels.add(signals.cancels);
                 self.session.leaving = self.session.leaving.take().or(signals.end_when_free.map(Box::new));
-                match signals.end {
-                    Some(reason) => return Poll::Ready(Err(reason.into())),
-                    None if !signals.cancels.is_empty() => return Poll::Ready(Ok(ClientError::Cancelled)),
-                    None => {}
+                if let Some(reason) = signals.end {
+                    return Poll::Ready(Err(reason.into()));
                 }
+            }
+            if !self.wanted_cancels.is_empty() {
+                drop(self.wanted_cancels.take());
+                return Poll::Ready(Ok(ClientError::Cancelled));
             }
             if !self.session.unsent.is_empty()
                 && let Err(error) = self.session.unsent.drain(&mut self.session.client, cx)

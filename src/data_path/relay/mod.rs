@@ -35,6 +35,7 @@ use tracing::debug;
 
 use self::{
     acquire_server::{ReplyWait, ServerLink},
+    cancel::WantedCancels,
     change_tenant::SessionTransfer,
     client_session::ClientSession,
     notifications::Listening,
@@ -86,6 +87,8 @@ pub struct Relay {
     listening: Option<Listening>,
     /// A cancel request under way: until the server has completed it, the server serves no other session.
     cancelling: Option<oneshot::Receiver<()>>,
+    /// Cancel requests that are not sent yet.
+    wanted_cancels: WantedCancels,
     /// Its entry in the pool's list of pinned sessions.
     pinned: Option<Pinned>,
     /// Its server loads the database's functions before it goes back to the pool.
@@ -126,6 +129,7 @@ impl Relay {
             reply_wait: ReplyWait::Nothing,
             listening: None,
             cancelling: None,
+            wanted_cancels: WantedCancels::default(),
             pinned: None,
             loads_functions: false,
             changed_functions: false,
@@ -204,6 +208,9 @@ impl Relay {
             match self.poll_client(buffers, cx) {
                 Ok(polled) => moved |= polled.is_ready(),
                 Err(step) => return Poll::Ready(step),
+            }
+            if !self.wanted_cancels.is_empty() {
+                self.send_wanted_cancels(cx);
             }
             if !moved {
                 return match self.is_buffering_too_much() {

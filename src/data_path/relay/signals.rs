@@ -36,13 +36,7 @@ impl Relay {
             if called_back && let Some(step) = self.return_pinned_server() {
                 return Some(step);
             }
-            // Only on a cancel signal: a query that runs when a drain begins must go on.
-            if !signals.cancels.is_empty() {
-                self.cancel(signals.cancels);
-            }
-            if let Some(cancelling) = self.cancelling.as_mut() {
-                let _ = Pin::new(cancelling).poll(cx);
-            }
+            self.wanted_cancels.add(signals.cancels);
         }
         None
     }
