@@ -1,11 +1,9 @@
 //! Limits how often a line of one cause is logged: one server that fails may be the cause of thousands.
 
-use std::{
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::{sync::Mutex, time::Duration};
 
 use crate::data_path::lock::locked;
+use tokio::time::Instant;
 
 /// The least time between two lines of one cause.
 const INTERVAL: Duration = Duration::from_secs(5);

@@ -16,6 +16,8 @@ pub mod server;
 pub(crate) mod session_start;
 pub mod session_state;
 pub(crate) mod sessions;
+#[cfg(test)]
+mod simulation;
 pub mod sql;
 pub mod tenant;
 pub(crate) mod tenant_switch;

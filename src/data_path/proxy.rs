@@ -100,8 +100,10 @@ impl Proxy {
     /// complete here. An unknown key makes no difference. In session mode the process number is a server's
     /// and does not tell the node.
     pub async fn cancel(&self, process_id: i32, secret: &[u8]) {
-        if let Some(session) = self.sessions.find(process_id, secret) {
-            let _ = session.cancel().await;
+        // The session itself is not kept: if it ends first, its mailbox goes, and this resolves.
+        let cancelled = self.sessions.find(process_id, secret).map(|session| session.cancel());
+        if let Some(cancelled) = cancelled {
+            let _ = cancelled.await;
         } else if !self.sessions.is_ours(process_id) {
             (self.foreign_cancel)(process_id, secret.to_vec());
         }

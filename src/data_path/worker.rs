@@ -11,9 +11,10 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use tokio::{runtime::Handle, sync::oneshot};
 
 /// The resolution of the coarse clock.
@@ -59,6 +60,14 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// The worker of the runtime that this is called on, with a clock of its own.
+    #[cfg(test)]
+    pub fn here() -> Arc<Self> {
+        let clock = Arc::<Clock>::default();
+        tokio::spawn(keep_time(clock.clone()));
+        Arc::new(Self { index: 0, handle: Handle::current(), clock })
+    }
+
     /// Whether the calling task runs on this worker.
     pub fn is_this_thread(&self) -> bool {
         Handle::current().id() == self.handle.id()

@@ -28,6 +28,9 @@ pub enum Socket {
     DetachedTcp(std::net::TcpStream),
     /// Between two reactors.
     DetachedUnix(std::os::unix::net::UnixStream),
+    /// One end of a pipe in this process, for the simulation. Belongs to no reactor.
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
     /// No socket: during a change of owner, and after a failed move.
     Gone,
 }
@@ -53,6 +56,13 @@ impl From<UnixStream> for Stream {
     }
 }
 
+#[cfg(test)]
+impl From<tokio::io::DuplexStream> for Stream {
+    fn from(pipe: tokio::io::DuplexStream) -> Self {
+        Self::Plain(Socket::Memory(pipe))
+    }
+}
+
 impl Stream {
     /// Whether bytes are encrypted on their way.
     pub fn is_tls(&self) -> bool {
@@ -64,7 +74,7 @@ impl Stream {
         let (ours, theirs) = match self.socket() {
             Socket::Tcp(socket) => (socket.local_addr(), socket.peer_addr()),
             Socket::DetachedTcp(socket) => (socket.local_addr(), socket.peer_addr()),
-            Socket::Unix(_) | Socket::DetachedUnix(_) | Socket::Gone => return None,
+            _ => return None,
         };
         let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         Some((canonical(ours.ok()?), canonical(theirs.ok()?)))
@@ -75,7 +85,7 @@ impl Stream {
         match self.socket() {
             Socket::Tcp(socket) => socket.readable().await,
             Socket::Unix(socket) => socket.readable().await,
-            Socket::DetachedTcp(_) | Socket::DetachedUnix(_) | Socket::Gone => Err(detached()),
+            _ => Err(detached()),
         }
     }
 
@@ -133,6 +143,8 @@ macro_rules! attached {
         match $socket.get_mut() {
             Socket::Tcp(socket) => Pin::new(socket).$poll($($given),+),
             Socket::Unix(socket) => Pin::new(socket).$poll($($given),+),
+            #[cfg(test)]
+            Socket::Memory(pipe) => Pin::new(pipe).$poll($($given),+),
             _ => Poll::Ready(Err(detached())),
         }
     };

@@ -24,10 +24,11 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 pub use self::effects_by_name::EffectsByName;
 pub use self::not_loaded::TextsBeforeLoad;

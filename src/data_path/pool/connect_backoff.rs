@@ -6,9 +6,10 @@
 //!
 //! Pure: the time and the jitter are arguments.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::ClientError;
+use tokio::time::Instant;
 
 /// The pause after the first failure; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);

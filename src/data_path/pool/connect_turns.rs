@@ -6,13 +6,11 @@
 //!
 //! Pure: `W` waits for a turn, a tenant is a number; the time and the jitter are arguments.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Duration};
 
 use super::connect_backoff::{Attempt, ConnectBackoff, ERROR_WITHIN};
 use crate::error::ClientError;
+use tokio::time::Instant;
 
 /// A tenant's attempts for each one that is left free.
 const FOR_EACH_FREE: usize = 3;

@@ -10,9 +10,10 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::{Pool, PooledServer};
@@ -153,6 +154,8 @@ impl Pool {
         };
         // If role or database have other settings now, the pool is replaced; this session may go on.
         if self.has_same_start(&mut server).await.is_err() {
+            // Its place in the pool is free before the session waits for another one.
+            drop(server);
             return self.borrow(Instant::now(), wait).await;
         }
         server.renewed = Some((text, now));

@@ -3,10 +3,11 @@
 
 use std::{
     sync::{Arc, Mutex, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tracing::info;
 
 use super::{

@@ -4,12 +4,10 @@
 //! early serves the session that has waited longest, a client that leaves cancels no attempt, and a failure
 //! ends all waits.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{Pool, PooledServer, connector::Opening, host_budget::Permit, host_connecting::Turn};

@@ -12,9 +12,10 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Pool, PooledServer, startup_values::spelled};

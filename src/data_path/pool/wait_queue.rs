@@ -21,10 +21,11 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use deadpool::unmanaged;
+use tokio::time::Instant;
 
 use super::{Pool, PooledServer, connect_backoff::ERROR_WITHIN};
 use crate::{data_path::lock::locked, error::ClientError};

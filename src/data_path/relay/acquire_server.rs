@@ -7,10 +7,10 @@ use std::{
     pin::Pin,
     sync::atomic::Ordering,
     task::{Context, Poll},
-    time::Instant,
 };
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::Instant;
 
 use super::{BUFFERS, Buffers, Relay, Step, session_end::SessionEnd};
 use crate::{

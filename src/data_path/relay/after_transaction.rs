@@ -6,11 +6,9 @@
 //! texts decide what must be asked then. A server that goes back to the pool does that first, and the session
 //! borrows another one meanwhile.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::sync::{Arc, atomic::Ordering};
 
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::{

@@ -24,9 +24,9 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
-    time::Instant,
 };
 
+use tokio::time::Instant;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::oneshot,

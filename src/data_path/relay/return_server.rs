@@ -1,7 +1,7 @@
 //! The session returns its server to the pool: after a transaction that has left nothing in it, and earlier or
 //! later where the session is pinned and another one waits.
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::sync::atomic::Ordering;
 
 use super::{Relay, Step, load_functions::load_then_give_back, session_end::SessionEnd};
 use crate::data_path::{
@@ -9,6 +9,7 @@ use crate::data_path::{
     session_state::pins::Pins,
     sessions::registry::Activity,
 };
+use tokio::time::Instant;
 
 impl Relay {
     /// The one place where a server goes back: a ReadyForQuery is sent, or a cancel is complete.

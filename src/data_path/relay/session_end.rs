@@ -1,13 +1,10 @@
 //! The end of a session: what is logged, what the client gets, and how its server is cleaned or closed, so
 //! that no other session sees anything of this one.
 
-use std::{
-    io,
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{io, sync::atomic::Ordering, time::Duration};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{

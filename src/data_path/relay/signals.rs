@@ -1,9 +1,10 @@
 //! Signals of other tasks to a session at a pool: cancel the query, end, return the server, send
 //! notifications.
 
-use std::{future::Future, pin::Pin, task::Context, time::Instant};
+use std::{future::Future, pin::Pin, task::Context};
 
 use super::{Relay, Step};
+use tokio::time::Instant;
 
 impl Relay {
     /// Takes signals, and looks whether a cancel under way is complete.

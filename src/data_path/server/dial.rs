@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use moka::future::Cache;
@@ -14,6 +14,7 @@ use postgres_protocol::message::frontend;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use socket2::SockRef;
+use tokio::time::Instant;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream, lookup_host},
@@ -91,6 +92,21 @@ pub struct DialOptions {
     /// `server_require_auth = "scram-sha-256"`.
     pub(super) server_proves_itself: bool,
     last_addresses: Cache<(String, u16), Vec<SocketAddr>>,
+    /// In the simulation: opens a connection to its host.
+    #[cfg(test)]
+    pub(in crate::data_path) simulated: Option<SimulatedHost>,
+}
+
+/// A host within this process; an error refuses the connection.
+#[cfg(test)]
+#[derive(Clone)]
+pub struct SimulatedHost(pub Arc<dyn Fn() -> io::Result<tokio::io::DuplexStream> + Send + Sync>);
+
+#[cfg(test)]
+impl std::fmt::Debug for SimulatedHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SimulatedHost")
+    }
 }
 
 /// A server connection that is logged in, idle and verified to be the target's.
@@ -129,6 +145,8 @@ impl DialOptions {
                 .max_capacity(LAST_ADDRESSES_MAX)
                 .time_to_live(LAST_ADDRESSES_LIFE)
                 .build(),
+            #[cfg(test)]
+            simulated: None,
         })
     }
 }
@@ -136,7 +154,7 @@ impl DialOptions {
 #[cfg(test)]
 impl DialOptions {
     /// All timeouts are `time_max`.
-    pub(super) fn for_tests(time_max: Duration) -> Self {
+    pub(in crate::data_path) fn for_tests(time_max: Duration) -> Self {
         Self {
             connect_timeout: time_max,
             cancel_timeout: time_max,
@@ -149,6 +167,7 @@ impl DialOptions {
             salted_passwords: SaltedPasswords::new(100),
             server_proves_itself: false,
             last_addresses: Cache::new(10),
+            simulated: None,
         }
     }
 }
@@ -281,6 +300,10 @@ async fn connect(
     encryption: Encryption,
     options: &DialOptions,
 ) -> Result<Stream, DialCause> {
+    #[cfg(test)]
+    if let Some(host) = &options.simulated {
+        return Ok((host.0)()?.into());
+    }
     match &host.address {
         HostAddress::Unix { directory, port } => {
             Ok(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?.into())

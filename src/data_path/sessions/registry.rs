@@ -10,13 +10,14 @@ use std::{
         atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
-    time::{Instant, SystemTime},
+    time::SystemTime,
 };
 
 use arc_swap::ArcSwapOption;
 use secrecy::SecretString;
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::{
     mailbox::{Mailbox, Signals},

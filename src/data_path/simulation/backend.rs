@@ -1,0 +1,624 @@
+//! A model of one PostgreSQL session: settings, transactions, prepared statements, portals, temporary tables,
+//! advisory locks, COPY. No I/O and no time: one frame in, its replies out.
+//!
+//! It runs twice: behind the proxy as a server, shared by many clients, and as the oracle of each client, which
+//! has it alone. What a client gets through the proxy must be what its oracle says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    expressions::{self, Value},
+    proxy_queries,
+};
+use crate::wire::{
+    frame::cstr,
+    message::{Severity, append, append_cstr, error_response, parameter_status, ready_for_query},
+};
+
+/// Parameters that a server reports, and their values for a new session.
+const REPORTED: [(&str, &str); 9] = [
+    ("application_name", ""),
+    ("client_encoding", "UTF8"),
+    ("DateStyle", "ISO, MDY"),
+    ("integer_datetimes", "on"),
+    ("is_superuser", "off"),
+    ("server_encoding", "UTF8"),
+    ("server_version", "17.2"),
+    ("standard_conforming_strings", "on"),
+    ("TimeZone", "UTC"),
+];
+
+/// An error of a statement.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    sqlstate: &'static str,
+    message: String,
+}
+
+impl Failure {
+    pub fn new(sqlstate: &'static str, message: &str) -> Self {
+        Self { sqlstate, message: message.to_owned() }
+    }
+
+    pub fn cancelled() -> Self {
+        Self::new("57014", "canceling statement due to user request")
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Statement {
+    sql: String,
+    pub from_sql: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Portal {
+    sql: String,
+    parameters: Vec<Value>,
+}
+
+/// What a rollback restores.
+#[derive(Debug, Clone, Default)]
+struct Rolled {
+    /// Set for the session.
+    set: BTreeMap<String, String>,
+    temporary: BTreeSet<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Transaction {
+    before: Rolled,
+    /// Began with BEGIN; else it ends with the batch.
+    is_block: bool,
+}
+
+/// One session.
+#[derive(Debug, Clone, Default)]
+pub struct Session {
+    startup: BTreeMap<String, String>,
+    now: Rolled,
+    /// SET LOCAL.
+    local: BTreeMap<String, String>,
+    /// Custom parameters that have ever been set: they read as `''`.
+    custom: BTreeSet<String>,
+    transaction: Option<Transaction>,
+    failed: bool,
+    skipping: bool,
+    copying: bool,
+    /// The COPY is part of a batch that a Sync ends.
+    copy_in_batch: bool,
+    copied: usize,
+    pub statements: BTreeMap<String, Statement>,
+    portals: BTreeMap<String, Portal>,
+    pub locks: BTreeSet<String>,
+    reported: BTreeMap<String, String>,
+    /// What the proxy has replaced while a statement is parsed.
+    pub kept: Vec<(String, String)>,
+    out: Vec<u8>,
+    /// The text of a query that the model does not know.
+    pub unknown: Option<String>,
+}
+
+impl Session {
+    /// A new session; returns what the server sends before its cancel key.
+    pub fn start(startup: BTreeMap<String, String>) -> (Self, Vec<u8>) {
+        let mut session = Self { startup, ..Self::default() };
+        let mut out = Vec::new();
+        for (name, _) in REPORTED {
+            let value = session.value(name).unwrap_or_default();
+            parameter_status(&mut out, name.as_bytes(), value.as_bytes());
+            session.reported.insert(name.to_owned(), value);
+        }
+        (session, out)
+    }
+
+    /// A startup parameter.
+    pub fn startup(&self, name: &str) -> Value {
+        self.startup.get(name).cloned()
+    }
+
+    /// The settings of the session.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.now.set.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// What the session or its transaction has set, without custom parameters.
+    pub fn all_set(&self) -> impl Iterator<Item = (&str, &str)> {
+        let session = self.now.set.iter().filter(|(name, _)| !self.local.contains_key(*name));
+        let all = session.chain(&self.local).filter(|(name, _)| !name.contains('.'));
+        all.map(|(name, value)| (&**name, &**value))
+    }
+
+    /// Whether the session or its transaction has set it.
+    pub fn has_set(&self, name: &str) -> bool {
+        self.local.contains_key(name) || self.now.set.contains_key(name)
+    }
+
+    pub fn has_no_temporary_table(&self) -> bool {
+        self.now.temporary.is_empty()
+    }
+
+    /// What is left that another session would find. Statements of PREPARE may be left: they are closed when
+    /// another session gets the server.
+    pub fn leftovers(&self) -> Vec<&'static str> {
+        let all = [
+            (self.transaction.is_some(), "an open transaction"),
+            (self.copying || self.skipping, "an unfinished batch"),
+            (!self.now.temporary.is_empty(), "a temporary table"),
+            (!self.locks.is_empty(), "an advisory lock"),
+        ];
+        all.into_iter().filter(|(holds, _)| *holds).map(|(_, what)| what).collect()
+    }
+
+    /// The value of a parameter; `None`: there is no such custom parameter.
+    pub fn value(&self, name: &str) -> Value {
+        let name = &name.to_ascii_lowercase();
+        let set = self.local.get(name).or_else(|| self.now.set.get(name)).cloned();
+        set.or_else(|| self.default_value(name)).or_else(|| self.custom.contains(name).then(String::new))
+    }
+
+    pub fn default_value(&self, name: &str) -> Value {
+        let given = self.startup.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        let built_in =
+            || REPORTED.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|known| known.1);
+        given.map(|(_, value)| value.clone()).or_else(|| built_in().map(str::to_owned)).or_else(|| match name
+        {
+            "work_mem" => Some("4MB".to_owned()),
+            "role" => Some("none".to_owned()),
+            _ => None,
+        })
+    }
+
+    /// SET, SET LOCAL, or for `None` RESET.
+    pub fn set(&mut self, name: &str, value: Option<&str>, local: bool) {
+        let name = name.to_ascii_lowercase();
+        if name.contains('.') {
+            self.custom.insert(name.clone());
+        }
+        let value = value.map(str::to_owned);
+        match (value, local) {
+            (Some(value), true) => drop(self.local.insert(name, value)),
+            (Some(value), false) => {
+                self.local.remove(&name);
+                self.now.set.insert(name, value);
+            }
+            (None, _) => {
+                self.local.remove(&name);
+                self.now.set.remove(&name);
+            }
+        }
+    }
+
+    /// How long the statement of this frame sleeps before it answers, in milliseconds.
+    pub fn sleep_ms(&self, tag: u8, body: &[u8]) -> u64 {
+        if self.skipping || self.failed {
+            return 0;
+        }
+        match tag {
+            b'Q' => expressions::sleep_ms(&text(&mut &body[..])),
+            b'E' => {
+                self.portals.get(&text(&mut &body[..])).map_or(0, |portal| expressions::sleep_ms(&portal.sql))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Runs one message of a client; `cancelled`: its statement is cancelled. Returns the replies.
+    pub fn run(&mut self, tag: u8, body: &[u8], cancelled: bool) -> Vec<u8> {
+        match tag {
+            b'Q' => {
+                self.portals.remove("");
+                self.statements.remove("");
+                self.query(&text(&mut &body[..]), cancelled);
+            }
+            b'd' if self.copying => self.copied += 1,
+            b'c' | b'f' if self.copying => self.end_copy(tag == b'c'),
+            b'd' | b'c' | b'f' => {}
+            b'S' => self.sync(),
+            b'H' => {}
+            _ if self.skipping => {}
+            _ => {
+                self.begin_if_none();
+                let done = match cancelled {
+                    true => Err(Failure::cancelled()),
+                    false => self.extended(tag, body),
+                };
+                if let Err(failure) = done {
+                    self.fail(&failure);
+                    self.skipping = true;
+                }
+            }
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    fn extended(&mut self, tag: u8, mut body: &[u8]) -> Result<(), Failure> {
+        let body = &mut body;
+        match tag {
+            b'P' => {
+                let (name, sql) = (text(body), text(body));
+                if sql.starts_with("SELEC ") {
+                    return Err(Failure::new("42601", "syntax error at or near \"SELEC\""));
+                }
+                self.refuse_if_failed(&sql)?;
+                if !name.is_empty() && self.statements.contains_key(&name) {
+                    return Err(Failure::new(
+                        "42P05",
+                        &format!("prepared statement \"{name}\" already exists"),
+                    ));
+                }
+                self.statements.insert(name, Statement { sql, from_sql: false });
+                append(&mut self.out, b'1', |_| {});
+            }
+            b'B' => {
+                let (portal, name) = (text(body), text(body));
+                let sql = self.statement(&name)?.sql.clone();
+                self.refuse_if_failed(&sql)?;
+                let parameters = parameters(body);
+                self.portals.insert(portal, Portal { sql, parameters });
+                append(&mut self.out, b'2', |_| {});
+            }
+            b'D' => {
+                let (kind, mut name) = body.split_first().unwrap_or((&b'S', &[]));
+                let name = text(&mut name);
+                let sql = match kind {
+                    b'S' => self.statement(&name)?.sql.clone(),
+                    _ => self.portal(&name)?.sql.clone(),
+                };
+                let columns = columns(&sql);
+                if self.failed && columns > 0 {
+                    return Err(aborted());
+                }
+                if *kind == b'S' {
+                    let count = (1..10).take_while(|number| sql.contains(&format!("${number}"))).count();
+                    append(&mut self.out, b't', |out| {
+                        out.extend_from_slice(&(count as u16).to_be_bytes());
+                        (0..count).for_each(|_| out.extend_from_slice(&25u32.to_be_bytes()));
+                    });
+                }
+                self.describe(columns);
+            }
+            b'E' => {
+                let name = text(body);
+                let Portal { sql, parameters } = self.portal(&name)?.clone();
+                self.refuse_if_failed(&sql)?;
+                self.statement_text(&sql, &parameters, false)?;
+                self.copy_in_batch = self.copying;
+            }
+            b'C' => {
+                let (kind, mut name) = body.split_first().unwrap_or((&b'S', &[]));
+                let name = text(&mut name);
+                match kind {
+                    b'S' => drop(self.statements.remove(&name)),
+                    _ => drop(self.portals.remove(&name)),
+                }
+                append(&mut self.out, b'3', |_| {});
+            }
+            other => return Err(Failure::new("08P01", &format!("invalid frontend message type {other}"))),
+        }
+        Ok(())
+    }
+
+    fn statement(&self, name: &str) -> Result<&Statement, Failure> {
+        let message = match name {
+            "" => "unnamed prepared statement does not exist".to_owned(),
+            name => format!("prepared statement \"{name}\" does not exist"),
+        };
+        self.statements.get(name).ok_or_else(|| Failure::new("26000", &message))
+    }
+
+    fn portal(&self, name: &str) -> Result<&Portal, Failure> {
+        let missing = || Failure::new("34000", &format!("portal \"{name}\" does not exist"));
+        self.portals.get(name).ok_or_else(missing)
+    }
+
+    fn refuse_if_failed(&self, sql: &str) -> Result<(), Failure> {
+        let ends = matches!(sql, "COMMIT" | "ROLLBACK");
+        if self.failed && !ends { Err(aborted()) } else { Ok(()) }
+    }
+
+    /// A simple query of statements separated by semicolons.
+    fn query(&mut self, sql: &str, cancelled: bool) {
+        self.skipping = false;
+        if sql.trim().is_empty() {
+            append(&mut self.out, b'I', |_| {});
+        }
+        for sql in sql.split(';').map(str::trim).filter(|sql| !sql.is_empty()) {
+            self.begin_if_none();
+            let done = match cancelled {
+                true => Err(Failure::cancelled()),
+                false => self.refuse_if_failed(sql).and_then(|()| self.statement_text(sql, &[], true)),
+            };
+            if let Err(failure) = done {
+                self.fail(&failure);
+                break;
+            }
+            if self.copying {
+                self.copy_in_batch = false;
+                return;
+            }
+        }
+        self.end_implicit();
+        self.ready();
+    }
+
+    fn sync(&mut self) {
+        if self.copying {
+            return;
+        }
+        self.skipping = false;
+        self.end_implicit();
+        self.ready();
+    }
+
+    fn ready(&mut self) {
+        for (name, _) in REPORTED {
+            let value = self.value(name).unwrap_or_default();
+            if self.reported.get(name) != Some(&value) {
+                parameter_status(&mut self.out, name.as_bytes(), value.as_bytes());
+                self.reported.insert(name.to_owned(), value);
+            }
+        }
+        let status = match (&self.transaction, self.failed) {
+            (None, _) => b'I',
+            (Some(_), false) => b'T',
+            (Some(_), true) => b'E',
+        };
+        ready_for_query(&mut self.out, status);
+    }
+
+    fn begin_if_none(&mut self) {
+        if self.transaction.is_none() {
+            self.transaction = Some(Transaction { before: self.now.clone(), is_block: false });
+        }
+    }
+
+    /// The end of a batch ends a transaction that no BEGIN began.
+    fn end_implicit(&mut self) {
+        if self.transaction.as_ref().is_some_and(|transaction| !transaction.is_block) {
+            self.end_transaction(self.failed);
+        }
+    }
+
+    fn end_transaction(&mut self, rolled_back: bool) {
+        if let Some(transaction) = self.transaction.take().filter(|_| rolled_back) {
+            self.now = transaction.before;
+        }
+        self.local.clear();
+        self.portals.clear();
+        self.failed = false;
+    }
+
+    fn fail(&mut self, failure: &Failure) {
+        error_response(&mut self.out, Severity::Error, failure.sqlstate, &failure.message, None);
+        self.failed = true;
+    }
+
+    fn warn(&mut self, sqlstate: &str, message: &str) {
+        append(&mut self.out, b'N', |out| {
+            for (field, value) in [(b'S', "WARNING"), (b'V', "WARNING"), (b'C', sqlstate), (b'M', message)] {
+                out.push(field);
+                append_cstr(out, value.as_bytes());
+            }
+            out.push(0);
+        });
+    }
+
+    fn describe(&mut self, columns: usize) {
+        if columns == 0 {
+            return append(&mut self.out, b'n', |_| {});
+        }
+        append(&mut self.out, b'T', |out| {
+            out.extend_from_slice(&(columns as u16).to_be_bytes());
+            for _ in 0..columns {
+                append_cstr(out, b"?column?");
+                out.extend_from_slice(&[0; 6]);
+                out.extend_from_slice(&25u32.to_be_bytes());
+                out.extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+            }
+        });
+    }
+
+    fn rows(&mut self, rows: &[Vec<Value>]) {
+        for row in rows {
+            append(&mut self.out, b'D', |out| {
+                out.extend_from_slice(&(row.len() as u16).to_be_bytes());
+                for value in row {
+                    match value {
+                        None => out.extend_from_slice(&u32::MAX.to_be_bytes()),
+                        Some(value) => {
+                            out.extend_from_slice(&(value.len() as u32).to_be_bytes());
+                            out.extend_from_slice(value.as_bytes());
+                        }
+                    }
+                }
+            });
+        }
+        self.complete(&format!("SELECT {}", rows.len()));
+    }
+
+    fn complete(&mut self, tag: &str) {
+        append(&mut self.out, b'C', |out| append_cstr(out, tag.as_bytes()));
+    }
+
+    /// Runs one statement. `describes`: its columns come first, as for a simple query.
+    fn statement_text(&mut self, sql: &str, parameters: &[Value], describes: bool) -> Result<(), Failure> {
+        if let Some(rows) = proxy_queries::answer(sql, parameters, self) {
+            if describes {
+                self.describe(columns(sql));
+            }
+            self.rows(&rows);
+            return Ok(());
+        }
+        let (verb, rest) = sql.split_once(' ').unwrap_or((sql, ""));
+        let is_block = self.transaction.as_ref().is_some_and(|transaction| transaction.is_block);
+        match verb {
+            "SELECT" => {
+                let list = match rest.split_once(" FROM ") {
+                    None => rest,
+                    Some((list, table)) if self.now.temporary.contains(table) => list,
+                    Some((_, table)) => {
+                        return Err(Failure::new("42P01", &format!("relation \"{table}\" does not exist")));
+                    }
+                };
+                let row = expressions::row(list, parameters, self);
+                if let Err(Failure { sqlstate: "XXSIM", .. }) = &row {
+                    self.unknown = Some(sql.to_owned());
+                }
+                let row = row?;
+                if describes {
+                    self.describe(row.len());
+                }
+                self.rows(&[row]);
+                return Ok(());
+            }
+            "BEGIN" => {
+                if is_block {
+                    self.warn("25001", "there is already a transaction in progress");
+                }
+                self.transaction.iter_mut().for_each(|transaction| transaction.is_block = true);
+            }
+            "COMMIT" | "ROLLBACK" => {
+                if !is_block {
+                    self.warn("25P01", "there is no transaction in progress");
+                }
+                let rolled_back = self.failed || verb == "ROLLBACK";
+                self.end_transaction(rolled_back);
+                self.complete(if rolled_back { "ROLLBACK" } else { "COMMIT" });
+                return Ok(());
+            }
+            "SET" => {
+                let (local, rest) = rest.strip_prefix("LOCAL ").map_or((false, rest), |rest| (true, rest));
+                let (name, value) = rest.split_once(" = ").unwrap_or_default();
+                self.set(name, Some(value.trim_matches('\'')), local);
+            }
+            "RESET" if matches!(rest, "ROLE" | "SESSION AUTHORIZATION") => {}
+            "RESET" if rest == "ALL" => {
+                self.now.set.clear();
+                self.local.clear();
+            }
+            "RESET" => self.set(rest, None, false),
+            "DISCARD" => {
+                if is_block {
+                    return Err(Failure::new("25001", "DISCARD ALL cannot run inside a transaction block"));
+                }
+                self.now = Rolled::default();
+                self.local.clear();
+                self.statements.clear();
+                self.portals.clear();
+                self.locks.clear();
+                if let Some(transaction) = &mut self.transaction {
+                    transaction.before = Rolled::default();
+                }
+                self.complete("DISCARD ALL");
+                return Ok(());
+            }
+            "PREPARE" => {
+                let (name, sql) = rest.split_once(" AS ").unwrap_or_default();
+                if self.statements.contains_key(name) {
+                    return Err(Failure::new(
+                        "42P05",
+                        &format!("prepared statement \"{name}\" already exists"),
+                    ));
+                }
+                self.statements.insert(name.to_owned(), Statement { sql: sql.to_owned(), from_sql: true });
+            }
+            "EXECUTE" => {
+                let sql = self.statement(rest)?.sql.clone();
+                return self.statement_text(&sql, &[], describes);
+            }
+            "DEALLOCATE" if rest == "ALL" => {
+                self.statements.clear();
+                self.complete("DEALLOCATE ALL");
+                return Ok(());
+            }
+            "DEALLOCATE" => {
+                self.statement(rest)?;
+                self.statements.remove(rest);
+            }
+            "CREATE" | "DROP" => {
+                let table = rest.trim_start_matches("TEMP ").trim_start_matches("TABLE ");
+                let table = table.split(' ').next().unwrap_or_default();
+                let exists = self.now.temporary.contains(table);
+                match (verb, exists) {
+                    ("CREATE", false) => drop(self.now.temporary.insert(table.to_owned())),
+                    ("CREATE", true) => {
+                        return Err(Failure::new("42P07", &format!("relation \"{table}\" already exists")));
+                    }
+                    (_, true) => drop(self.now.temporary.remove(table)),
+                    (_, false) => {
+                        return Err(Failure::new("42P01", &format!("table \"{table}\" does not exist")));
+                    }
+                }
+                self.complete(if verb == "CREATE" { "CREATE TABLE" } else { "DROP TABLE" });
+                return Ok(());
+            }
+            "COPY" => {
+                append(&mut self.out, b'G', |out| out.extend_from_slice(&[0, 0, 1, 0, 0]));
+                (self.copying, self.copied) = (true, 0);
+                return Ok(());
+            }
+            _ => {
+                self.unknown = Some(sql.to_owned());
+                return Err(Failure::new("42601", &format!("syntax error at or near \"{verb}\"")));
+            }
+        }
+        self.complete(verb);
+        Ok(())
+    }
+
+    fn end_copy(&mut self, done: bool) {
+        self.copying = false;
+        match done {
+            true => self.complete(&format!("COPY {}", self.copied)),
+            false => self.fail(&Failure::new("57014", "COPY from stdin failed: no more")),
+        }
+        if self.copy_in_batch {
+            self.skipping = !done;
+        } else {
+            self.end_implicit();
+            self.ready();
+        }
+    }
+}
+
+fn aborted() -> Failure {
+    Failure::new("25P02", "current transaction is aborted, commands ignored until end of transaction block")
+}
+
+/// How many columns the rows of a statement have; 0: it has none.
+fn columns(sql: &str) -> usize {
+    match sql.strip_prefix("SELECT ") {
+        _ if sql.starts_with("SELECT CURRENT_CATALOG") => 3,
+        _ if sql.starts_with("SELECT CASE WHEN pg_catalog.octet_length") => 4,
+        _ if sql.starts_with("SELECT pg_catalog.concat_ws") => 3,
+        _ if sql.contains("FROM ROWS FROM") || sql.starts_with("SELECT pg_catalog.set_config(key") => 1,
+        _ if sql.contains("WHERE source = 'session' UNION ALL SELECT n,") => 2,
+        Some(list) => expressions::split(list.split(" FROM ").next().unwrap_or_default()).len(),
+        None => 0,
+    }
+}
+
+/// The next zero-terminated string.
+fn text(body: &mut &[u8]) -> String {
+    String::from_utf8_lossy(cstr(body).unwrap_or_default()).into_owned()
+}
+
+/// The parameters of a Bind, behind its names. All are text.
+fn parameters(body: &mut &[u8]) -> Vec<Value> {
+    let mut take = |count: usize| {
+        let (taken, rest) = body.split_at_checked(count).unwrap_or((body, &[]));
+        *body = rest;
+        taken.to_vec()
+    };
+    let number = |bytes: &[u8]| bytes.iter().fold(0usize, |number, byte| number << 8 | usize::from(*byte));
+    let formats = number(&take(2));
+    take(2 * formats);
+    let count = number(&take(2));
+    (0..count)
+        .map(|_| match number(&take(4)) {
+            0xffff_ffff => None,
+            length => Some(String::from_utf8_lossy(&take(length)).into_owned()),
+        })
+        .collect()
+}
