@@ -48,6 +48,7 @@ pub struct Host {
 
 #[derive(Debug)]
 struct Backend {
+    pid: i32,
     secret: Vec<u8>,
     session: Mutex<Session>,
     cancel: Notify,
@@ -149,7 +150,7 @@ impl Host {
         out.extend(reports);
         backend_key_data(&mut out, pid, &secret);
         ready_for_query(&mut out, b'I');
-        let backend = Arc::new(Backend { secret, session: Mutex::new(session), cancel: Notify::new() });
+        let backend = Arc::new(Backend { pid, secret, session: Mutex::new(session), cancel: Notify::new() });
         locked(&self.backends).insert(pid, backend.clone());
         let served = async {
             pipe.write_all(&out).await?;
@@ -171,7 +172,7 @@ impl Host {
             let slow = matches!(fault, Some(Fault::Slow));
             let cancelled = self.is_cancelled(backend, tag, &body, slow).await;
             let out = locked(&backend.session).run(tag, &body, cancelled);
-            self.trace(tag, &body, &out);
+            self.trace(backend.pid, tag, &body, &out);
             if let Some(sql) = locked(&backend.session).unknown.take() {
                 locked(&self.unknown).push(sql);
             }
@@ -193,10 +194,10 @@ impl Host {
 
     /// Shows what a server gets and says, with `PGLOBBY_SIMULATE_TRACE=1`.
     #[allow(clippy::print_stderr, reason = "asked for")]
-    fn trace(&self, tag: u8, body: &[u8], out: &[u8]) {
+    fn trace(&self, pid: i32, tag: u8, body: &[u8], out: &[u8]) {
         if self.traces {
             let replies: Vec<_> = frames::all(out.to_vec()).iter().map(frames::shown).collect();
-            eprintln!("{} -> {}", frames::shown(&(tag, body.to_vec())), replies.join(" | "));
+            eprintln!("{pid}: {} -> {}", frames::shown(&(tag, body.to_vec())), replies.join(" | "));
         }
     }
 
