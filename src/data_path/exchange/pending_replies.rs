@@ -315,6 +315,17 @@ impl ReplyTracker {
         self.pending.iter().any(|reply| reply.origin.is_for_client())
     }
 
+    /// Whether an error of the request that is being answered is the client's: its batch is the client's, and
+    /// not one of the proxy in front of it.
+    pub fn works_for_client(&self) -> bool {
+        let ends_batch = |reply: &&PendingReply| {
+            matches!(reply.request, Request::Sync | Request::Query(_) | Request::FunctionCall)
+        };
+        let end = self.pending.iter().find(ends_batch);
+        let is_client = |reply: &PendingReply| reply.origin.is_for_client();
+        self.pending.front().is_some_and(is_client) && end.is_none_or(is_client)
+    }
+
     /// What the simple query or Execute that is being answered does to prepared statements.
     pub fn prepare_effects(&mut self) -> Option<&mut Option<Box<PrepareEffects>>> {
         match &mut self.pending.front_mut()?.request {

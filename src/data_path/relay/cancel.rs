@@ -14,7 +14,6 @@ use tracing::debug;
 
 use super::Relay;
 use crate::data_path::{
-    exchange::pending_replies::Origin,
     pool::Pool,
     server::{self, connection::Server},
 };
@@ -62,7 +61,7 @@ impl Relay {
             }
             return;
         }
-        let works_on_it = replies.and_then(|replies| replies.origin()).is_some_and(Origin::is_for_client);
+        let works_on_it = replies.is_some_and(|replies| replies.works_for_client());
         let Some(server) = self.server.as_ref().filter(|_| works_on_it) else { return };
         let waiting = self.wanted_cancels.take();
         let Some(under_way) = self.pool.begin_cancel() else {

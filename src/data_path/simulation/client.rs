@@ -238,7 +238,8 @@ impl Client {
             4 => {
                 // Between the statements of one text, no startup parameter can be set again.
                 let mut texts = vec![self.statement(), self.statement(), self.probe()];
-                texts.retain(|sql| !sql.starts_with("RESET"));
+                let resets = |sql: &String| ["RESET", "ROLLBACK"].iter().any(|verb| sql.starts_with(verb));
+                texts.retain(|sql| !resets(sql));
                 batch.query(&texts.join("; "));
             }
             5 => {

@@ -129,6 +129,9 @@ impl Host {
         if packet[..4] == CANCEL_REQUEST.to_be_bytes() {
             let pid = i32::from_be_bytes([packet[4], packet[5], packet[6], packet[7]]);
             let backend = locked(&self.backends).get(&pid).cloned();
+            if self.traces {
+                eprintln!("{pid}: cancel");
+            }
             if let Some(backend) = backend.filter(|backend| backend.secret == packet[8..]) {
                 // A session that runs nothing does not notice.
                 backend.cancel.notify_waiters();

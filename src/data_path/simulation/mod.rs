@@ -119,7 +119,7 @@ impl World {
         );
         let config = Config::read(&text, None, &|_| None).map_err(|error| error.to_string())?;
         let faults = if random.random() { 0 } else { 60 };
-        let host = Host::new(seed, faults, random.random_range(2048..20_000));
+        let host = Host::new(seed, faults, random.random_range(16_384..65_536));
         let mut dial = DialOptions::for_tests(Duration::from_secs(15));
         let dialled = host.clone();
         dial.simulated = Some(SimulatedHost(Arc::new(move || dialled.connect())));
