@@ -15,9 +15,9 @@ use tokio::{
 };
 
 use super::{
-    World,
     backend::Session,
     frames::{self, Frame, Frames, shown},
+    world::World,
 };
 use crate::{
     data_path::{
@@ -102,7 +102,9 @@ impl Client {
         if random.random_ratio(1, 4) {
             settings.push(("work_mem".to_owned(), "16MB".to_owned()));
         }
-        let (oracle, reports) = Session::start(settings.iter().cloned().collect());
+        let tenant = world.tenant(number);
+        let of_tenant = ("pglobby.tenant".to_owned(), tenant.name.clone());
+        let (oracle, reports) = Session::start(settings.iter().cloned().chain([of_tenant]).collect());
         let packet = StartupPacket {
             unread: Vec::new(),
             minor: 0,
@@ -120,7 +122,7 @@ impl Client {
             login: world.login.clone(),
             unsent: Vec::new(),
         };
-        let (tenant, proxy) = (world.tenant.clone(), world.proxy.clone());
+        let proxy = world.proxy.clone();
         tokio::spawn(async move {
             let Ok((pool, session_count)) = proxy.enter_pool(&tenant, Access::ReadWrite).await else {
                 return;
@@ -197,7 +199,8 @@ impl Client {
     fn probe(&mut self) -> String {
         let tag = self.tag();
         format!(
-            "SELECT '{tag}', current_setting('work_mem'), current_setting('app.user', true), current_setting('application_name')"
+            "SELECT '{tag}', current_setting('work_mem'), current_setting('app.user', true), \
+             current_setting('application_name'), current_setting('pglobby.tenant')"
         )
     }
 

@@ -1,0 +1,233 @@
+//! What the clients of one seed share: the proxy's parts, tenants, a host.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use rand::{Rng as _, rngs::StdRng};
+use tokio::time::{sleep, timeout};
+
+use super::host::Host;
+use crate::{
+    config::{Config, PoolMode},
+    data_path::{
+        directory::{Directory, DirectoryError},
+        lock::locked,
+        login::{failed_logins::FailedLogins, password_pace::PasswordPace},
+        pool::TenantPools,
+        proxy::Proxy,
+        server::{DialOptions, dial::SimulatedHost},
+        sessions::registry::Sessions,
+        tenant::{Access, DirectoryChange, Host as TenantHost, HostAddress, Login, LoginKind, Tenant},
+        worker::Worker,
+    },
+    metrics::Metrics,
+};
+
+/// A tenant of the simulation, apart from what a change of its row changes.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    id: i64,
+    name: &'static str,
+    pool_size: u32,
+    mode: PoolMode,
+    /// Servers of all tenants.
+    budget: Option<u32>,
+}
+
+impl Shape {
+    fn tenant(self, generation: i64) -> Arc<Tenant> {
+        let mut tenant = Tenant::for_tests(self.id, self.name);
+        tenant.pool_size = Some(self.pool_size);
+        tenant.pool_mode = Some(self.mode);
+        tenant.generation = generation;
+        tenant.host = Arc::new(TenantHost {
+            name: "default".to_owned(),
+            address: HostAddress::Tcp { name: "db".to_owned(), port: 5432 },
+            tls_mode: crate::config::TlsMode::Disable,
+            tls_root_ca: None,
+            max_connections: self.budget,
+        });
+        Arc::new(tenant)
+    }
+}
+
+/// What the clients of one seed share.
+pub struct World {
+    pub proxy: Arc<Proxy>,
+    pub login: Arc<Login>,
+    pub host: Arc<Host>,
+    tenants: Vec<(Shape, Mutex<Arc<Tenant>>)>,
+}
+
+impl World {
+    /// With pools, modes, a budget and faults as the seed has them.
+    pub fn new(seed: u64, random: &mut StdRng) -> Result<Self, String> {
+        let text = format!(
+            "max_prepared_statements = {}\nquery_wait_timeout = \"1h\"\n[central]\nurl = \"postgres://pglobby@127.0.0.1/pglobby\"\n",
+            [2, 5, 200][random.random_range(0..3)],
+        );
+        let config = Config::read(&text, None, &|_| None).map_err(|error| error.to_string())?;
+        let faults = if random.random() { 0 } else { 60 };
+        let host = Host::new(seed, faults, random.random_range(16_384..65_536));
+        let mut dial = DialOptions::for_tests(Duration::from_secs(15));
+        let dialled = host.clone();
+        dial.simulated = Some(SimulatedHost(Arc::new(move || dialled.connect())));
+        let budget = random.random_ratio(1, 2).then(|| random.random_range(1..5));
+        let names = [(1, "acme"), (2, "blue")];
+        let tenants = names.map(|(id, name)| {
+            let mode = if random.random_ratio(1, 5) { PoolMode::Session } else { PoolMode::Transaction };
+            let shape = Shape { id, name, pool_size: random.random_range(1..4), mode, budget };
+            (shape, Mutex::new(shape.tenant(1)))
+        });
+        let kind =
+            LoginKind::Employee { tenant_id: 1, tenant_name: "acme".to_owned(), access: Access::ReadWrite };
+        let login = Login {
+            id: 1,
+            name: "alice".to_owned(),
+            kind,
+            verifier: String::new().into(),
+            valid_until: None,
+            disabled: false,
+            allow_from: Vec::new(),
+        };
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let workers = vec![Worker::here()];
+        let pools = TenantPools::new(
+            workers.clone(),
+            config.clone(),
+            Arc::new(ArcSwap::from_pointee(dial)),
+            Arc::new(|_| Box::pin(async { Ok(()) })),
+            Arc::new(|_| Box::pin(async { None })),
+            Arc::new(|_, _| Box::pin(async { false })),
+        );
+        let proxy = Arc::new(Proxy {
+            config,
+            tls: None.into(),
+            directory: Arc::new(NoDirectory),
+            pools,
+            sessions: Arc::new(Sessions::default()),
+            workers,
+            console: Arc::new(|_| Box::pin(async {})),
+            foreign_cancel: Arc::new(|_, _| {}),
+            connection_limits: Arc::default(),
+            login_turns: Arc::default(),
+            failed_logins: FailedLogins::default(),
+            password_pace: PasswordPace::default(),
+            metrics: Arc::<Metrics>::default(),
+        });
+        Ok(Self { proxy, login: Arc::new(login), host, tenants: tenants.into() })
+    }
+
+    /// The tenant with this index, as its row is now.
+    pub fn tenant(&self, index: usize) -> Arc<Tenant> {
+        locked(&self.tenants[index % self.tenants.len()].1).clone()
+    }
+
+    /// A tenant's row changes: its pool is replaced, and its sessions go on with the new one.
+    pub async fn change_tenant(&self, index: usize) {
+        let (shape, tenant) = &self.tenants[index % self.tenants.len()];
+        let changed = {
+            let mut tenant = locked(tenant);
+            *tenant = shape.tenant(tenant.generation + 1);
+            tenant.clone()
+        };
+        self.proxy.pools.refresh(&changed).await;
+    }
+
+    /// Sessions and servers, for a violation.
+    pub fn state(&self) -> String {
+        let pools = self.proxy.pools.all();
+        let counts = pools.iter().map(|pool| {
+            let (live, opening, idle) = (pool.live(), pool.opening(), pool.idle());
+            format!("{live} servers, {opening} opening, {idle} idle, {} waiting sessions", pool.waiting())
+        });
+        let retired = self.proxy.pools.retired().len();
+        format!(
+            "{} sessions, {retired} retired pools, {}",
+            self.proxy.sessions.len(),
+            counts.collect::<Vec<_>>().join("; ")
+        )
+    }
+
+    /// When all clients have left: no session is left or waits, and each server is idle and clean, or closed.
+    pub async fn settle(&self) -> Result<(), String> {
+        let quiet = async {
+            loop {
+                let pools = self.proxy.pools.all();
+                let busy = pools.iter().any(|pool| pool.live() != pool.idle() || pool.waiting() > 0)
+                    || !self.proxy.pools.retired().is_empty();
+                if self.proxy.sessions.len() == 0 && !busy {
+                    return;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        if timeout(Duration::from_secs(600), quiet).await.is_err() {
+            return Err(format!("ten minutes after the last client left: {}", self.state()));
+        }
+        // A server that was just closed ends a moment later.
+        sleep(Duration::from_secs(60)).await;
+        let live: usize = self.proxy.pools.all().iter().map(|pool| pool.live()).sum();
+        let open = self.host.leftovers();
+        if open.len() > live {
+            return Err(format!("{} servers are open, {}", open.len(), self.state()));
+        }
+        if let Some((pid, left)) = open.iter().find(|(_, left)| !left.is_empty()) {
+            return Err(format!("idle server {pid} has {}", left.join(", ")));
+        }
+        let unknown = std::mem::take(&mut *locked(&self.host.unknown));
+        match unknown.first() {
+            Some(sql) => Err(format!("the model does not know {sql}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// No session of the simulation asks the central database.
+#[derive(Debug)]
+struct NoDirectory;
+
+#[async_trait::async_trait]
+impl Directory for NoDirectory {
+    async fn login(&self, _: &str) -> Result<Option<Arc<Login>>, DirectoryError> {
+        Ok(None)
+    }
+
+    async fn tenant(&self, _: &str) -> Result<Option<Arc<Tenant>>, DirectoryError> {
+        Ok(None)
+    }
+
+    async fn tenant_by_id(&self, _: i64) -> Result<Option<Arc<Tenant>>, DirectoryError> {
+        Ok(None)
+    }
+
+    fn is_current(&self) -> bool {
+        true
+    }
+
+    fn mock_salt(&self) -> &[u8] {
+        b""
+    }
+
+    fn answer_at(&self, begun: std::time::Instant) -> std::time::Instant {
+        begun
+    }
+
+    fn forget(&self, _: &DirectoryChange) {}
+
+    async fn verifier_of(&self, password: secrecy::SecretString) -> secrecy::SecretString {
+        password
+    }
+
+    async fn set_verifier(
+        &self,
+        _: &Login,
+        _: &[secrecy::SecretString],
+        _: &secrecy::SecretString,
+    ) -> Result<bool, DirectoryError> {
+        Ok(false)
+    }
+}
