@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     expressions::{self, Value},
-    proxy_queries,
+    frames, proxy_queries,
 };
 use crate::wire::{
     frame::cstr,
@@ -55,6 +55,8 @@ pub struct Statement {
 struct Portal {
     sql: String,
     parameters: Vec<Value>,
+    /// Its row has been sent, and a limit of rows has stopped it behind that.
+    suspended: bool,
 }
 
 /// What a rollback restores.
@@ -255,7 +257,10 @@ impl Session {
                 let sql = self.statement(&name)?.sql.clone();
                 self.refuse_if_failed(&sql)?;
                 let parameters = parameters(body);
-                self.portals.insert(portal, Portal { sql, parameters });
+                if !portal.is_empty() && self.portals.contains_key(&portal) {
+                    return Err(Failure::new("42P03", &format!("cursor \"{portal}\" already exists")));
+                }
+                self.portals.insert(portal, Portal { sql, parameters, suspended: false });
                 append(&mut self.out, b'2', |_| {});
             }
             b'D' => {
@@ -280,9 +285,17 @@ impl Session {
             }
             b'E' => {
                 let name = text(body);
-                let Portal { sql, parameters } = self.portal(&name)?.clone();
+                let Portal { sql, parameters, suspended } = self.portal(&name)?.clone();
                 self.refuse_if_failed(&sql)?;
+                if suspended {
+                    self.complete("SELECT 0");
+                    return Ok(());
+                }
+                let from = self.out.len();
                 self.statement_text(&sql, &parameters, false)?;
+                if body.ends_with(&[1]) && columns(&sql) > 0 {
+                    self.suspend(from, &name);
+                }
                 self.copy_in_batch = self.copying;
             }
             b'C' => {
@@ -297,6 +310,18 @@ impl Session {
             other => return Err(Failure::new("08P01", &format!("invalid frontend message type {other}"))),
         }
         Ok(())
+    }
+
+    /// The replies behind `from` were limited to one row: a PortalSuspended takes the place of their end.
+    fn suspend(&mut self, from: usize, portal: &str) {
+        let replies = frames::all(self.out.split_off(from));
+        for (tag, body) in replies {
+            match tag {
+                b'C' => append(&mut self.out, b's', |_| {}),
+                tag => append(&mut self.out, tag, |out| out.extend_from_slice(&body)),
+            }
+        }
+        self.portals.entry(portal.to_owned()).and_modify(|portal| portal.suspended = true);
     }
 
     fn statement(&self, name: &str) -> Result<&Statement, Failure> {

@@ -25,7 +25,7 @@ use crate::{
         session_start::{AuthenticatedClient, greet},
         tenant::Access,
     },
-    wire::message::{append, append_cstr, bind, close_statement, execute, parse},
+    wire::message::{append, append_cstr, bind, bind_portal, close_statement, execute, parse},
 };
 
 /// A reply that has not come after this (virtual) time never comes.
@@ -80,6 +80,19 @@ impl Batch {
     fn sync(&mut self) {
         append(&mut self.bytes, b'S', |_| {});
         self.replies += 1;
+    }
+
+    /// Binds a named portal and executes it, for one row if `limited`.
+    fn portal(&mut self, portal: &str, statement: &str, parameters: &[&str], limited: bool) {
+        bind_portal(portal.as_bytes(), statement.as_bytes(), parameters, &mut self.bytes);
+        self.execute(portal, limited);
+    }
+
+    fn execute(&mut self, portal: &str, limited: bool) {
+        append(&mut self.bytes, b'E', |out| {
+            append_cstr(out, portal.as_bytes());
+            out.extend_from_slice(&u32::from(limited).to_be_bytes());
+        });
     }
 
     fn describe(&mut self, kind: u8, name: &str) {
@@ -173,6 +186,7 @@ impl Client {
             match self.random.random_range(0..20) {
                 0 | 1 => self.sleep_and_cancel().await?,
                 2 => self.copy().await?,
+                4 => self.flush_between().await?,
                 3 if self.random.random_ratio(1, 4) => return self.vanish().await,
                 _ => {
                     let mut batch = Batch::default();
@@ -233,7 +247,7 @@ impl Client {
     /// Adds requests that end in a ReadyForQuery.
     fn fill(&mut self, batch: &mut Batch) {
         let number = self.random.random_range(0..3);
-        match self.random.random_range(0..12) {
+        match self.random.random_range(0..13) {
             0..4 => {
                 let sql = self.statement();
                 batch.query(&sql);
@@ -276,6 +290,28 @@ impl Client {
                 bind(name.as_bytes(), &[&tag], &mut batch.bytes);
                 batch.describe(b'P', "");
                 execute(&mut batch.bytes);
+                batch.sync();
+            }
+            10 => {
+                // Portals of a transaction, or of one batch.
+                let (tag, portal) = (self.tag(), format!("c{number}"));
+                let limited = self.random.random();
+                match self.random.random_range(0..3) {
+                    0 => batch.portal(&portal, &format!("s{number}"), &[&tag], limited),
+                    1 => batch.execute(&portal, limited),
+                    _ => {
+                        let sql = self.statement();
+                        parse(b"", sql.as_bytes(), &mut batch.bytes);
+                        batch.portal(&portal, "", &[], limited);
+                        batch.execute(&portal, limited);
+                    }
+                }
+                if self.random.random_ratio(1, 3) {
+                    append(&mut batch.bytes, b'C', |out| {
+                        out.push(b'P');
+                        append_cstr(out, portal.as_bytes());
+                    });
+                }
                 batch.sync();
             }
             _ => {
@@ -376,6 +412,38 @@ impl Client {
             return Err(self.failed("a cancel was lost"));
         }
         Ok(())
+    }
+
+    /// Sends a Flush and waits for what it brings before it goes on with the batch, as some drivers do.
+    async fn flush_between(&mut self) -> Outcome<()> {
+        let mut first = Batch::default();
+        let sql = self.statement();
+        parse(b"", sql.as_bytes(), &mut first.bytes);
+        first.describe(b'S', "");
+        append(&mut first.bytes, b'H', |_| {});
+        let mut sent = frames::all(first.bytes.clone());
+        self.sent.extend(sent.iter().map(shown));
+        let mut replies = Vec::new();
+        send(&mut self.writer, &first.bytes, &[first.bytes.len()]).await;
+        while !matches!(replies.last(), Some((b'T' | b'n' | b'E', _))) {
+            match timeout(FOR_EVER, self.frames.next(&mut self.reader)).await {
+                Ok(Ok(Some(frame))) => replies.push(frame),
+                Ok(_) => return Err(self.failed("the connection ended before the reply to a Flush")),
+                Err(_) => {
+                    return Err(self.failed(&format!("no reply in three hours: {}", self.world.state())));
+                }
+            }
+        }
+        let mut rest = Batch::default();
+        bind(b"", &[], &mut rest.bytes);
+        execute(&mut rest.bytes);
+        rest.sync();
+        let others = frames::all(rest.bytes.clone());
+        self.sent.extend(others.iter().map(shown));
+        sent.extend(others);
+        send(&mut self.writer, &rest.bytes, &[rest.bytes.len()]).await;
+        replies.extend(self.replies(1).await?);
+        self.check(&sent, replies, true)
     }
 
     async fn copy(&mut self) -> Outcome<()> {

@@ -60,8 +60,8 @@ enum Fault {
     Lost,
     /// The server ends the session.
     Ended,
-    /// The server is slow.
-    Slow,
+    /// The server is slow, by so many seconds: the proxy gives up a question of its own after ten.
+    Slow(u64),
 }
 
 impl Host {
@@ -107,10 +107,11 @@ impl Host {
             return None;
         }
         self.faults.fetch_add(1, Ordering::Relaxed);
-        Some(match locked(&self.random).random_range(0..3) {
+        Some(match locked(&self.random).random_range(0..4) {
             0 => Fault::Lost,
             1 => Fault::Ended,
-            _ => Fault::Slow,
+            2 => Fault::Slow(2),
+            _ => Fault::Slow(12),
         })
     }
 
@@ -172,7 +173,7 @@ impl Host {
                 return Ok(());
             }
             let fault = self.fault();
-            let slow = matches!(fault, Some(Fault::Slow));
+            let slow = if let Some(Fault::Slow(seconds)) = fault { seconds } else { 0 };
             let cancelled = self.is_cancelled(backend, tag, &body, slow).await;
             let out = locked(&backend.session).run(tag, &body, cancelled);
             self.trace(backend.pid, tag, &body, &out);
@@ -205,13 +206,11 @@ impl Host {
     }
 
     /// Waits as long as the statement takes, or until it is cancelled.
-    async fn is_cancelled(&self, backend: &Backend, tag: u8, body: &[u8], slow: bool) -> bool {
+    async fn is_cancelled(&self, backend: &Backend, tag: u8, body: &[u8], slow: u64) -> bool {
         let mut cancel = pin!(backend.cancel.notified());
         cancel.as_mut().enable();
         self.pause().await;
-        if slow {
-            sleep(Duration::from_secs(2)).await;
-        }
+        sleep(Duration::from_secs(slow)).await;
         let millis = locked(&backend.session).sleep_ms(tag, body);
         if millis == 0 {
             return false;
