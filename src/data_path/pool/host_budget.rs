@@ -67,9 +67,7 @@ impl Drop for Permit {
                 pool.open_wanted_soon();
             }
         }
-        if let Some(pool) = self.budget.next_in_queue() {
-            pool.open_wanted_soon();
-        }
+        self.budget.offer();
     }
 }
 
@@ -128,7 +126,7 @@ impl HostBudget {
     }
 
     fn try_count(&self) -> bool {
-        let limit = self.limit.load(Ordering::Acquire).min(self.found_limit());
+        let limit = self.limit_now();
         let counted = self
             .live
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |live| (live < limit).then_some(live + 1));
@@ -179,10 +177,30 @@ impl HostBudget {
         self.queued.store(queue.len(), Ordering::Release);
     }
 
-    fn next_in_queue(&self) -> Option<Arc<Pool>> {
-        if !self.is_permit_wanted() {
-            return None;
+    /// Offers a free permit to the pools in the queue, one after another: the first may have no use for it any
+    /// more.
+    fn offer(self: &Arc<Self>) {
+        if self.is_permit_wanted()
+            && self.has_room()
+            && let Some(pool) = self.next_in_queue()
+        {
+            let budget = self.clone();
+            pool.worker.clone().spawn(async move {
+                pool.open_wanted();
+                budget.offer();
+            });
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.live() < self.limit_now()
+    }
+
+    fn limit_now(&self) -> usize {
+        self.limit.load(Ordering::Acquire).min(self.found_limit())
+    }
+
+    fn next_in_queue(&self) -> Option<Arc<Pool>> {
         let mut queue = locked(&self.queue);
         let mut next = None;
         while next.is_none() {

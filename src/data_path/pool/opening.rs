@@ -61,10 +61,11 @@ impl Pool {
 
     /// Its turn on the host has come. Runs on the pool's worker.
     pub(super) fn open_by(self: &Arc<Self>, turn: Turn) {
-        if self.wants_more() {
-            self.start_opening(turn);
+        // Without a permit it leaves the turns to other pools, and is called when a permit is free. If it asked
+        // for another turn at once, pools that wait for permits would give each other turns without end.
+        if !self.wants_more() || self.start_opening(turn) {
+            self.open_wanted();
         }
-        self.open_wanted();
     }
 
     /// `false`: the budget has no room.

@@ -93,6 +93,14 @@ pub struct Session {
     pub statements: BTreeMap<String, Statement>,
     portals: BTreeMap<String, Portal>,
     pub locks: BTreeSet<String>,
+    /// The channels that it listens to.
+    pub listening: BTreeSet<String>,
+    /// LISTEN and UNLISTEN of the transaction; `None`: all channels.
+    listens: Vec<(bool, Option<String>)>,
+    /// Channels and payloads of its NOTIFYs.
+    pub notifies: Vec<(String, String)>,
+    /// The same, of transactions that have committed.
+    pub notified: Vec<(String, String)>,
     reported: BTreeMap<String, String>,
     /// What the proxy has replaced while a statement is parsed.
     pub kept: Vec<(String, String)>,
@@ -189,6 +197,11 @@ impl Session {
                 self.now.set.remove(&name);
             }
         }
+    }
+
+    /// Whether it is between two transactions: only then it sends notifications.
+    pub fn is_idle(&self) -> bool {
+        self.transaction.is_none() && !self.skipping && !self.copying
     }
 
     /// How long the statement of this frame sleeps before it answers, in milliseconds.
@@ -409,6 +422,17 @@ impl Session {
         if let Some(transaction) = self.transaction.take().filter(|_| rolled_back) {
             self.now = transaction.before;
         }
+        let (listens, notifies) = (std::mem::take(&mut self.listens), std::mem::take(&mut self.notifies));
+        if !rolled_back {
+            for (listens, channel) in listens {
+                match (listens, channel) {
+                    (true, Some(channel)) => drop(self.listening.insert(channel)),
+                    (_, Some(channel)) => drop(self.listening.remove(&channel)),
+                    (_, None) => self.listening.clear(),
+                }
+            }
+            self.notified.extend(notifies);
+        }
         self.local.clear();
         self.portals.clear();
         self.failed = false;
@@ -532,11 +556,20 @@ impl Session {
                 self.statements.clear();
                 self.portals.clear();
                 self.locks.clear();
+                self.listens.push((false, None));
                 if let Some(transaction) = &mut self.transaction {
                     transaction.before = Rolled::default();
                 }
                 self.complete("DISCARD ALL");
                 return Ok(());
+            }
+            "LISTEN" | "UNLISTEN" => {
+                let channel = Some(rest.trim_matches('"').to_owned()).filter(|channel| channel != "*");
+                self.listens.push((verb == "LISTEN", channel));
+            }
+            "NOTIFY" => {
+                let (channel, payload) = rest.split_once(", ").unwrap_or((rest, ""));
+                self.notifies.push((channel.to_owned(), payload.trim_matches('\'').to_owned()));
             }
             "PREPARE" => {
                 let (name, sql) = rest.split_once(" AS ").unwrap_or_default();

@@ -21,18 +21,20 @@ use super::{
 };
 use crate::{
     data_path::{
+        lock::locked,
         login::startup::StartupPacket,
         session_start::{AuthenticatedClient, greet},
         tenant::Access,
     },
+    wire::frame::cstr,
     wire::message::{append, append_cstr, bind, bind_portal, close_statement, execute, parse},
 };
 
 /// A reply that has not come after this (virtual) time never comes.
-const FOR_EVER: Duration = Duration::from_secs(3 * 3600);
+const FOR_EVER: Duration = Duration::from_secs(3600);
 
 /// A query sleeps for so many seconds; its cancel ends it much earlier.
-const LONG_SLEEP: u64 = 2000;
+const LONG_SLEEP: u64 = 300;
 
 /// A client with its session.
 pub struct Client {
@@ -49,6 +51,8 @@ pub struct Client {
     status: u8,
     /// The parameters that the proxy and the oracle have reported.
     reported: [BTreeMap<Vec<u8>, Vec<u8>>; 2],
+    /// Notifications: channel and payload. None may come where it is `None`.
+    received: Option<Vec<(String, String)>>,
     /// What was sent, for the report of a violation.
     sent: Vec<String>,
 }
@@ -158,6 +162,7 @@ impl Client {
             key: (0, Vec::new()),
             status: b'I',
             reported: Default::default(),
+            received: None,
             sent: Vec::new(),
         };
         for (tag, body) in client.replies(1).await? {
@@ -187,6 +192,7 @@ impl Client {
                 0 | 1 => self.sleep_and_cancel().await?,
                 2 => self.copy().await?,
                 4 => self.flush_between().await?,
+                5 if self.status == b'I' && !self.world.is_scarce => self.listen().await?,
                 3 if self.random.random_ratio(1, 4) => return self.vanish().await,
                 _ => {
                     let mut batch = Batch::default();
@@ -238,6 +244,8 @@ impl Client {
             format!("CREATE TEMP TABLE t{number} (a int)"),
             format!("DROP TABLE t{number}"),
             format!("SELECT '{tag}' FROM t{number}"),
+            format!("NOTIFY c{number}, '{tag}'"),
+            format!("SELECT pg_notify('c{number}', '{tag}')"),
         ];
         let probe = self.probe();
         texts.extend([probe.clone(), probe.clone(), probe]);
@@ -270,7 +278,7 @@ impl Client {
                 ];
                 batch.query(sqls.choose(&mut self.random).map_or("", |sql| sql));
             }
-            6 if self.random.random_ratio(1, 3) => batch.query("DISCARD ALL"),
+            6 if self.received.is_none() && self.random.random_ratio(1, 3) => batch.query("DISCARD ALL"),
             7 => {
                 close_statement(format!("s{number}").as_bytes(), &mut batch.bytes);
                 batch.sync();
@@ -358,7 +366,7 @@ impl Client {
         };
         let both = async { tokio::join!(sending, replies) };
         let Ok((_, (replies, ready))) = timeout(FOR_EVER, both).await else {
-            return Err(self.failed(&format!("no reply in three hours: {}", self.world.state())));
+            return Err(self.failed(&format!("no reply in an hour: {}", self.world.state())));
         };
         self.check(&frames, replies, ready == batch.replies)
     }
@@ -387,7 +395,7 @@ impl Client {
                     )));
                 }
                 Err(_) => {
-                    return Err(self.failed(&format!("no reply in three hours: {}", self.world.state())));
+                    return Err(self.failed(&format!("no reply in an hour: {}", self.world.state())));
                 }
             }
         }
@@ -414,6 +422,60 @@ impl Client {
         Ok(())
     }
 
+    /// Listens for a while. From its own first notification to its last, the client gets all of the channel, once, in
+    /// the order in which they were committed; its own before the end of its own request; none after UNLISTEN.
+    async fn listen(&mut self) -> Outcome<()> {
+        let channel = format!("c{}", self.random.random_range(0..3));
+        self.received = Some(Vec::new());
+        self.request(&format!("LISTEN {channel}")).await?;
+        let first = self.notify_itself(&channel).await?;
+        for _ in 0..self.random.random_range(0..4) {
+            let millis = self.random.random_range(0..200);
+            sleep(Duration::from_millis(millis)).await;
+            let mut batch = Batch::default();
+            self.fill(&mut batch);
+            self.exchange(batch).await?;
+        }
+        if self.status != b'I' {
+            self.request("ROLLBACK").await?;
+        }
+        let last = self.notify_itself(&channel).await?;
+        let received: Vec<_> = self.received.iter().flatten().cloned().collect();
+        let of_channel = received.iter().filter(|(of, _)| *of == channel).map(|(_, payload)| payload.clone());
+        let got = between(of_channel, &first, &last);
+        let database = self.world.tenant(self.number).database.clone();
+        let all = locked(&self.world.host.notifications).clone();
+        let sent = all.into_iter().filter(|[of, on, _]| *of == database && *on == channel);
+        let sent = between(sent.map(|[_, _, payload]| payload), &first, &last);
+        if got != sent || received.iter().any(|(of, _)| *of != channel) {
+            return Err(self.failed(&format!("notifications {received:?}, expected {sent:?}")));
+        }
+        self.request("UNLISTEN *").await?;
+        self.received = None;
+        Ok(())
+    }
+
+    async fn send_all(&mut self, bytes: &[u8]) -> Outcome<()> {
+        let sent = timeout(FOR_EVER, send(&mut self.writer, bytes, &[bytes.len()])).await;
+        sent.map_err(|_| self.failed(&format!("nothing is read in an hour: {}", self.world.state())))
+    }
+
+    async fn request(&mut self, sql: &str) -> Outcome<()> {
+        let mut batch = Batch::default();
+        batch.query(sql);
+        self.exchange(batch).await
+    }
+
+    /// Sends a notification that it receives itself, with the reply; returns the payload.
+    async fn notify_itself(&mut self, channel: &str) -> Outcome<String> {
+        let tag = self.tag();
+        self.request(&format!("NOTIFY {channel}, '{tag}'")).await?;
+        match self.received.iter().flatten().any(|(_, payload)| *payload == tag) {
+            true => Ok(tag),
+            false => Err(self.failed(&format!("its own notification {tag} did not come with the reply"))),
+        }
+    }
+
     /// Sends a Flush and waits for what it brings before it goes on with the batch, as some drivers do.
     async fn flush_between(&mut self) -> Outcome<()> {
         let mut first = Batch::default();
@@ -424,13 +486,13 @@ impl Client {
         let mut sent = frames::all(first.bytes.clone());
         self.sent.extend(sent.iter().map(shown));
         let mut replies = Vec::new();
-        send(&mut self.writer, &first.bytes, &[first.bytes.len()]).await;
-        while !matches!(replies.last(), Some((b'T' | b'n' | b'E', _))) {
+        self.send_all(&first.bytes).await?;
+        while !replies.iter().any(|(tag, _)| matches!(tag, b'T' | b'n' | b'E')) {
             match timeout(FOR_EVER, self.frames.next(&mut self.reader)).await {
                 Ok(Ok(Some(frame))) => replies.push(frame),
                 Ok(_) => return Err(self.failed("the connection ended before the reply to a Flush")),
                 Err(_) => {
-                    return Err(self.failed(&format!("no reply in three hours: {}", self.world.state())));
+                    return Err(self.failed(&format!("no reply in an hour: {}", self.world.state())));
                 }
             }
         }
@@ -441,7 +503,7 @@ impl Client {
         let others = frames::all(rest.bytes.clone());
         self.sent.extend(others.iter().map(shown));
         sent.extend(others);
-        send(&mut self.writer, &rest.bytes, &[rest.bytes.len()]).await;
+        self.send_all(&rest.bytes).await?;
         replies.extend(self.replies(1).await?);
         self.check(&sent, replies, true)
     }
@@ -472,7 +534,8 @@ impl Client {
     }
 
     /// Compares replies with those of the oracle.
-    fn check(&mut self, sent: &[Frame], replies: Vec<Frame>, complete: bool) -> Outcome<()> {
+    fn check(&mut self, sent: &[Frame], mut replies: Vec<Frame>, complete: bool) -> Outcome<()> {
+        self.take_notifications(&mut replies)?;
         let is_cancelled = |frame: &Frame| frame.0 == b'E' && shown(frame).starts_with("E 57014 canceling");
         let cancelled = replies.iter().any(is_cancelled);
         let mut replies = replies.into_iter();
@@ -519,8 +582,22 @@ impl Client {
         }
     }
 
+    /// Takes notifications out of the replies.
+    fn take_notifications(&mut self, replies: &mut Vec<Frame>) -> Outcome<()> {
+        for (_, body) in replies.extract_if(.., |(tag, _)| *tag == b'A') {
+            let mut rest = body.get(4..).unwrap_or_default();
+            let mut next = || String::from_utf8_lossy(cstr(&mut rest).unwrap_or_default()).into_owned();
+            let (channel, payload) = (next(), next());
+            match &mut self.received {
+                Some(received) => received.push((channel, payload)),
+                None => return Err(self.failed(&format!("notification {payload} without LISTEN"))),
+            }
+        }
+        Ok(())
+    }
+
     fn report(&mut self, of: usize, mut body: &[u8]) {
-        let mut next = || crate::wire::frame::cstr(&mut body).unwrap_or_default().to_vec();
+        let mut next = || cstr(&mut body).unwrap_or_default().to_vec();
         let (name, value) = (next(), next());
         self.reported[of].insert(name, value);
     }
@@ -559,6 +636,13 @@ impl Client {
             }
         }
     }
+}
+
+/// The payloads from the first one to the last one.
+fn between(payloads: impl Iterator<Item = String>, first: &str, last: &str) -> Vec<String> {
+    let from_first: Vec<_> = payloads.skip_while(|payload| payload != first).collect();
+    let count = from_first.iter().position(|payload| payload == last).map_or(0, |at| at + 1);
+    from_first.into_iter().take(count).collect()
 }
 
 /// Errors that a fault of the host explains.

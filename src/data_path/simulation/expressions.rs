@@ -68,6 +68,10 @@ fn value(expression: &str, parameters: &[Value], session: &mut Session) -> Resul
             session.value(&text(0)).or(Some(String::new()))
         }
         "nullif" => Some(text(0)).filter(|value| *value != text(1)),
+        "pg_notify" => {
+            session.notifies.push((text(0), text(1)));
+            Some(String::new())
+        }
         "pg_advisory_lock" => {
             session.locks.insert(text(0));
             Some(String::new())

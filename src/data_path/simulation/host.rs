@@ -24,8 +24,13 @@ use super::{
 };
 use crate::{
     data_path::lock::locked,
-    wire::message::{Severity, authentication_ok, backend_key_data, error_response, ready_for_query},
+    wire::message::{
+        Severity, append, append_cstr, authentication_ok, backend_key_data, error_response, ready_for_query,
+    },
 };
+
+/// ReadyForQuery between two transactions.
+const READY: [u8; 6] = [b'Z', 0, 0, 0, 5, b'I'];
 
 const CANCEL_REQUEST: u32 = 80_877_102;
 
@@ -42,6 +47,8 @@ pub struct Host {
     traces: bool,
     /// How many faults there were.
     pub faults: AtomicUsize,
+    /// All notifications: database, channel, payload.
+    pub notifications: Mutex<Vec<[String; 3]>>,
     /// Questions that the model does not know.
     pub unknown: Mutex<Vec<String>>,
 }
@@ -52,6 +59,9 @@ struct Backend {
     secret: Vec<u8>,
     session: Mutex<Session>,
     cancel: Notify,
+    /// NotificationResponse messages that it has yet to send.
+    notifications: Mutex<Vec<u8>>,
+    notified: Notify,
 }
 
 /// What goes wrong with a connection.
@@ -74,6 +84,7 @@ impl Host {
             pipe_bytes,
             traces: std::env::var_os("PGLOBBY_SIMULATE_TRACE").is_some(),
             faults: AtomicUsize::default(),
+            notifications: Mutex::default(),
             unknown: Mutex::default(),
         })
     }
@@ -154,7 +165,14 @@ impl Host {
         out.extend(reports);
         backend_key_data(&mut out, pid, &secret);
         ready_for_query(&mut out, b'I');
-        let backend = Arc::new(Backend { pid, secret, session: Mutex::new(session), cancel: Notify::new() });
+        let backend = Arc::new(Backend {
+            pid,
+            secret,
+            session: Mutex::new(session),
+            cancel: Notify::new(),
+            notifications: Mutex::default(),
+            notified: Notify::new(),
+        });
         locked(&self.backends).insert(pid, backend.clone());
         let served = async {
             pipe.write_all(&out).await?;
@@ -168,14 +186,29 @@ impl Host {
     async fn converse(&self, pipe: &mut DuplexStream, backend: &Backend) -> io::Result<()> {
         let mut frames = Frames::default();
         loop {
-            let Some((tag, body)) = frames.next(pipe).await? else { return Ok(()) };
+            let next = tokio::select! {
+                next = frames.next(pipe) => next?,
+                () = backend.notified.notified() => {
+                    if locked(&backend.session).is_idle() {
+                        let messages = std::mem::take(&mut *locked(&backend.notifications));
+                        pipe.write_all(&messages).await?;
+                    }
+                    continue;
+                }
+            };
+            let Some((tag, body)) = next else { return Ok(()) };
             if tag == b'X' {
                 return Ok(());
             }
             let fault = self.fault();
             let slow = if let Some(Fault::Slow(seconds)) = fault { seconds } else { 0 };
             let cancelled = self.is_cancelled(backend, tag, &body, slow).await;
-            let out = locked(&backend.session).run(tag, &body, cancelled);
+            let mut out = locked(&backend.session).run(tag, &body, cancelled);
+            self.deliver(backend);
+            if locked(&backend.session).is_idle() && out.ends_with(&READY) {
+                let messages = std::mem::take(&mut *locked(&backend.notifications));
+                out.splice(out.len() - READY.len()..out.len() - READY.len(), messages);
+            }
             self.trace(backend.pid, tag, &body, &out);
             if let Some(sql) = locked(&backend.session).unknown.take() {
                 locked(&self.unknown).push(sql);
@@ -193,6 +226,30 @@ impl Host {
                 }
                 _ => pipe.write_all(&out).await?,
             }
+        }
+    }
+
+    /// Delivers the notifications that the session has committed, in one order for all.
+    fn deliver(&self, sender: &Backend) {
+        let (database, notified) = {
+            let mut session = locked(&sender.session);
+            (session.startup("database").unwrap_or_default(), std::mem::take(&mut session.notified))
+        };
+        for (channel, payload) in notified {
+            for backend in locked(&self.backends).values() {
+                let session = locked(&backend.session);
+                if session.startup("database").as_ref() == Some(&database)
+                    && session.listening.contains(&channel)
+                {
+                    append(&mut locked(&backend.notifications), b'A', |out| {
+                        out.extend_from_slice(&sender.pid.to_be_bytes());
+                        append_cstr(out, channel.as_bytes());
+                        append_cstr(out, payload.as_bytes());
+                    });
+                    backend.notified.notify_one();
+                }
+            }
+            locked(&self.notifications).push([database.clone(), channel, payload]);
         }
     }
 

@@ -26,7 +26,7 @@ use std::{
 };
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use self::{
     client::{Client, End},
@@ -36,6 +36,9 @@ use crate::data_path::lock::locked;
 
 /// Seeds that the tests run.
 const SEEDS: u64 = 1000;
+
+/// More than all clients of a seed need, one after another.
+const WHOLE_TIME: Duration = Duration::from_secs(4 * 3600);
 
 /// After so many violations, no more seeds are run.
 const VIOLATIONS_SHOWN: usize = 5;
@@ -107,8 +110,12 @@ async fn simulate(seed: u64) -> Result<(), String> {
             Client::connect(world, number, seed).await?.work().await
         }));
     }
-    for client in clients {
-        match client.await {
+    let last = Instant::now() + WHOLE_TIME;
+    for (number, client) in clients.into_iter().enumerate() {
+        let Ok(ended) = timeout_at(last, client).await else {
+            return Err(format!("client {number} is not done after four hours: {}", world.state()));
+        };
+        match ended {
             Ok(Ok(()) | Err(End::Fault)) => {}
             Ok(Err(End::Violation(what))) => return Err(what),
             Err(error) => return Err(format!("a client failed: {error}")),

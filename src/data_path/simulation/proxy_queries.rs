@@ -81,6 +81,9 @@ fn state(sql: &str, parameters: &[Value], session: &Session) -> Vec<Vec<Value>> 
             rows.push(vec![text("p"), text(pin), text(""), text("t")]);
         }
     }
+    if sql.contains("pg_listening_channels()") {
+        rows.extend(session.listening.iter().map(|name| vec![text("c"), text(name), text(""), text("t")]));
+    }
     if sql.contains("SELECT 'm', n") {
         let missing = array(2).into_iter().filter(|name| !session.statements.contains_key(name));
         rows.extend(missing.map(|name| vec![text("m"), Some(name), text(""), text("t")]));

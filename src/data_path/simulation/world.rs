@@ -59,6 +59,8 @@ pub struct World {
     pub proxy: Arc<Proxy>,
     pub login: Arc<Login>,
     pub host: Arc<Host>,
+    /// The host takes so few servers that a shared listener may find no room.
+    pub is_scarce: bool,
     tenants: Vec<(Shape, Mutex<Arc<Tenant>>)>,
 }
 
@@ -66,7 +68,8 @@ impl World {
     /// With pools, modes, a budget and faults as the seed has them.
     pub fn new(seed: u64, random: &mut StdRng) -> Result<Self, String> {
         let text = format!(
-            "max_prepared_statements = {}\nquery_wait_timeout = \"1h\"\n[central]\nurl = \"postgres://pglobby@127.0.0.1/pglobby\"\n",
+            "max_connecting_servers = {}\nmax_prepared_statements = {}\nquery_wait_timeout = \"30min\"\n[central]\nurl = \"postgres://pglobby@127.0.0.1/pglobby\"\n",
+            [1, 4][random.random_range(0..2)],
             [2, 5, 200][random.random_range(0..3)],
         );
         let config = Config::read(&text, None, &|_| None).map_err(|error| error.to_string())?;
@@ -118,7 +121,7 @@ impl World {
             password_pace: PasswordPace::default(),
             metrics: Arc::<Metrics>::default(),
         });
-        Ok(Self { proxy, login: Arc::new(login), host, tenants: tenants.into() })
+        Ok(Self { proxy, login: Arc::new(login), host, is_scarce: budget.is_some(), tenants: tenants.into() })
     }
 
     /// The tenant with this index, as its row is now.
