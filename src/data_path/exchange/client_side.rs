@@ -385,13 +385,14 @@ pub fn violation(error: FrameError) -> ClientError {
 pub fn need_of_client(tag: u8, length: usize, rules: &SessionRules) -> Result<Need, FrameError> {
     Ok(match tag {
         b'Q' | b'P' if length <= rules.inspect_bytes_max => Need::Whole,
-        b'P' => Need::Strings(1),
+        // The name of a Parse, the portal of an Execute.
+        b'P' | b'E' => Need::Strings(1),
         b'B' if rules.sees_binds && length <= CHOICE_BYTES_MAX => Need::Whole,
         b'B' => Need::Strings(2),
         b'D' | b'C' if length <= NAMES_BYTES_MAX => Need::Whole,
         b'D' | b'C' => return Err(FrameError::Strings),
         b'S' | b'H' | b'c' | b'X' if length > 10_000 => return Err(FrameError::Length),
-        b'Q' | b'E' | b'S' | b'H' | b'F' | b'd' | b'c' | b'f' | b'X' => Need::Header,
+        b'Q' | b'S' | b'H' | b'F' | b'd' | b'c' | b'f' | b'X' => Need::Header,
         other => return Err(FrameError::Type(other)),
     })
 }
