@@ -312,6 +312,8 @@ impl ClientMessages<'_, '_> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
+        // The portal has another text from now on.
+        let _ = self.server.bound_portal.take_if(|(bound, _)| **bound == *portal);
         if name.is_empty() {
             return self.bind_unnamed(portal, bytes, whole);
         }

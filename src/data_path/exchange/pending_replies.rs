@@ -431,10 +431,14 @@ impl ReplyTracker {
         !self.takes_copy_data() && self.pending.iter().any(|reply| all || decides(&reply.request))
     }
 
-    /// Whether the client's open batch may yet fail. The server then skips all that follows, up to a Sync;
-    /// one of the proxy's would end the client's batch.
+    /// Whether a pending request may yet fail that the client has sent without a Sync. The server then skips all
+    /// that follows, simple queries too, up to a Sync; one of the proxy's would end that.
     pub fn may_yet_skip(&self) -> bool {
-        self.batch == Batch::Open && self.is_working()
+        let mut unended =
+            self.pending.iter().rev().take_while(|reply| !matches!(reply.request, Request::Sync));
+        unended.any(|reply| {
+            !matches!(reply.request, Request::Query(_) | Request::FunctionCall | Request::CopyEnd)
+        })
     }
 
     /// Whether a pending request may deallocate statements. The client's message then waits for all replies.
@@ -498,8 +502,11 @@ impl ReplyTracker {
         Ok(ReplyOutcome { pass, done })
     }
 
-    /// The server asks for COPY data: it ignores every Sync up to the end of the data.
+    /// The server asks for COPY data: it ignores every Sync up to the end of the data. If a batch asked for the
+    /// COPY, it then lacks its Sync; a simple query's COPY is in no batch.
     fn start_copy_in(&mut self) {
+        let of_batch =
+            matches!(self.pending.front(), Some(PendingReply { request: Request::Execute(_), .. }));
         let end = self.pending.iter().position(|reply| matches!(reply.request, Request::CopyEnd));
         let behind = end.map(|end| self.pending.split_off(end + 1));
         let before = self.pending.len();
@@ -509,7 +516,10 @@ impl ReplyTracker {
             Some(mut behind) => self.pending.append(&mut behind),
             None => self.batch = Batch::CopyIn { in_batch: self.batch.lacks_sync() },
         }
-        if ignored_syncs && !self.pending.iter().any(|reply| matches!(reply.request, Request::Sync)) {
+        if of_batch
+            && ignored_syncs
+            && !self.pending.iter().any(|reply| matches!(reply.request, Request::Sync))
+        {
             self.batch.set_in_batch(true);
         }
     }

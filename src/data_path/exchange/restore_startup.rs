@@ -130,7 +130,7 @@ impl ClientMessages<'_, '_> {
     /// Sends the restore that is due. The after-transaction check then asks for the server's settings.
     fn send_due_restore(&mut self, pending: &mut PendingRestore) {
         let replies = &mut self.server.replies;
-        let apart = !replies.is_unsynced();
+        let apart = !replies.is_unsynced() && !replies.may_yet_skip();
         let due = pending.take_due(apart);
         if due.is_empty() {
             return;

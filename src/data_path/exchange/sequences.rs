@@ -141,7 +141,8 @@ impl ClientMessages<'_, '_> {
         self.server.sequences.has_sent_text = true;
         let first = std::mem::take(&mut self.server.sequences.is_unused);
         if first && self.server.sequences.has_foreign_values && self.rules.functions.are_sequences_read() {
-            let apart = alone && !self.server.replies.is_unsynced();
+            let replies = &self.server.replies;
+            let apart = alone && !replies.is_unsynced() && !replies.may_yet_skip();
             let origin = if apart { Origin::TryPrepare } else { Origin::Prepare };
             self.server.discard_sequences(origin, self.out.build());
         }

@@ -81,7 +81,8 @@ impl ClientMessages<'_, '_> {
     #[inline]
     pub(super) fn execute(&mut self, bytes: &[u8]) {
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        let bound = self.server.bound_portal.take_if(|(portal, _)| body.starts_with(portal));
+        let executes = |portal: &[u8]| cstr(&mut { body }).is_ok_and(|executed| executed == portal);
+        let bound = self.server.bound_portal.take_if(|(portal, _)| executes(portal));
         let prepare_effects = bound.map(|(_, prepare_effects)| Box::new(prepare_effects));
         if let Some(prepare_effects) = &prepare_effects {
             prepare_effects.expect(self.statements, &mut self.server.statements);

@@ -119,7 +119,7 @@ impl<'a> Lexer<'a> {
                 }
                 Class::DoubleQuote => self.quoted_name(),
                 Class::Dollar => self.dollar(),
-                Class::Dot if self.byte(1).is_ascii_digit() => self.number(),
+                Class::Dot if self.byte(1).is_ascii_digit() && !self.ends_two_dots() => self.number(),
                 Class::Dash if self.byte(1) == b'-' => {
                     self.skip_line();
                     continue;
@@ -235,7 +235,9 @@ impl<'a> Lexer<'a> {
     fn dollar(&mut self) -> TokenKind {
         self.at += 1;
         if self.byte(0).is_ascii_digit() {
-            self.skip_digits();
+            while self.byte(0).is_ascii_digit() {
+                self.at += 1;
+            }
             return TokenKind::Parameter;
         }
         let rest = self.sql.get(self.at..).unwrap_or_default();
@@ -261,7 +263,8 @@ impl<'a> Lexer<'a> {
 
     fn number(&mut self) -> TokenKind {
         let based = self.byte(0) == b'0' && matches!(self.byte(1) | 0x20, b'x' | b'o' | b'b');
-        if based && self.byte(2).is_ascii_hexdigit() {
+        let first = 2 + usize::from(self.byte(2) == b'_');
+        if based && self.byte(first).is_ascii_hexdigit() {
             self.at += 2;
             while self.byte(0).is_ascii_hexdigit() || self.byte(0) == b'_' {
                 self.at += 1;
@@ -282,6 +285,13 @@ impl<'a> Lexer<'a> {
             }
         }
         TokenKind::Number
+    }
+
+    /// Returns whether the dot here is the second of `..`, as in `1..10`.
+    #[cold]
+    fn ends_two_dots(&self) -> bool {
+        let before = self.sql.get(..self.at).unwrap_or_default();
+        before.iter().rev().take_while(|byte| **byte == b'.').count() % 2 == 1
     }
 
     fn skip_digits(&mut self) {

@@ -470,3 +470,25 @@ fn reads_of_session_state_are_found() {
         assert_eq!(one(sql).effects, Effects::INSPECTION, "{sql}");
     }
 }
+
+/// Found by the fuzz target `scanner`.
+#[test]
+fn numbers_and_parameters_end_where_postgresqls_scanner_ends_them() {
+    let split = |sql: &str| {
+        let tokens = tokens(sql.as_bytes(), Lexing::default()).into_iter();
+        tokens.map(|range| sql[range].to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    for (sql, expected) in [
+        ("1..10", "1 . . 10"),
+        ("a..5", "a . . 5"),
+        ("a...5", "a . . .5"),
+        ("1.5..5", "1.5 . . 5"),
+        (".5.5", ".5 .5"),
+        ("$1_0", "$1 _0"),
+        ("0x_1F", "0x_1F"),
+        ("0x1_F", "0x1_F"),
+        ("1_000", "1_000"),
+    ] {
+        assert_eq!(split(sql), expected, "{sql}");
+    }
+}

@@ -63,6 +63,8 @@ fn a_server_is_free_when_nothing_more_can_come() {
         // The Sync behind CopyDone is answered, the one before it is not.
         ("a COPY that is sent at once ends with the Sync behind its data", ">PBES ] >SQ <12GCZ ! <TCZ ."),
         ("an end of COPY data that is not awaited is nothing", "] . >Q ] >PBES ] <EZ12CZ ."),
+        // Found by the fuzz target `exchange`: the server was kept for a Sync that the client need not send.
+        ("a Sync behind a query's COPY is ignored", ">QS <G ! ] <CZ ."),
         // The server skips until a Sync that is yet to come.
         ("COPY data that fails half way ends with the Sync behind it", ">PBES <12GE ! ] >S <Z ."),
         // pgjdbc's `autosave`: a simple query stands in a batch. If the batch fails before it, the query is
@@ -88,6 +90,25 @@ fn what_is_sent_behind_an_error_without_sync_is_ignored_until_the_sync() {
     send(&mut replies, "S");
     receive(&mut replies, "Z").unwrap();
     assert!(replies.is_over());
+}
+
+/// Found by the fuzz target `exchange`: a query behind such a batch got a Sync of the proxy's before it, and ran
+/// although the batch had failed.
+#[test]
+fn a_batch_without_sync_may_yet_fail_after_a_query_in_it() {
+    let mut replies = ReplyTracker::default();
+    for (requests, tags, may_yet_skip) in [
+        ("Q", "", false),
+        ("", "CZ", false),
+        ("PBQ", "", true),
+        ("Q", "1", true),
+        ("", "2CZCZ", false),
+        ("PBS", "", false),
+    ] {
+        send(&mut replies, requests);
+        receive(&mut replies, tags).unwrap();
+        assert_eq!(replies.may_yet_skip(), may_yet_skip, "{requests} {tags}");
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! What `fuzz/` runs with bytes of its own choice: one function for each place where a network, a file or a tenant
 //! may bring any bytes. None may panic, loop or use memory without limit. The tests replay `fuzz/corpus`.
 
+mod conversation;
+mod postgres;
+
 use std::sync::Arc;
 
 use crate::{
@@ -13,7 +16,10 @@ use crate::{
         prepared::PreparedLimits,
         server::{answer_scram, dial_error},
         session_state::{identity::Identity, side_effects::SideEffects},
-        sql::{self as reader, Characters, Lexing, is_plain_query, pieces, statements, words},
+        sql::{
+            self as reader, Characters, Effects, Kind, Lexing, Statement, is_plain_query, pieces, statements,
+            words,
+        },
     },
     wire::{
         message::{append, append_cstr, bind, execute, parse},
@@ -98,16 +104,9 @@ pub fn server_frames(bytes: &[u8]) {
         && take(rest, true, &mut client, &mut server);
 }
 
-/// Bytes of both sides in turns: the first byte of each part tells its side (the highest bit) and its length.
-pub fn exchange(mut bytes: &[u8]) {
-    let (mut client, mut server) = sides();
-    while let Some((head, rest)) = bytes.split_first() {
-        let (part, behind) = rest.split_at(rest.len().min(usize::from(head & 0x7f)));
-        if !take(part, head & 0x80 != 0, &mut client, &mut server) {
-            return;
-        }
-        bytes = behind;
-    }
+/// Two clients that share two servers; see `conversation.rs`.
+pub fn exchange(bytes: &[u8]) {
+    self::conversation::converse(bytes);
 }
 
 /// A startup packet, and an error response of a server's start.
@@ -162,6 +161,46 @@ pub fn tokens(sql: &str) -> Vec<std::ops::Range<usize>> {
     reader::tokens(sql.as_bytes(), Lexing::default())
 }
 
+/// A statement as the SQL reader has read it, for the comparison with PostgreSQL's own parser.
+#[derive(Debug)]
+pub struct ReadStatement {
+    /// The name of its [`Kind`].
+    pub kind: String,
+    /// The name of what it sets, prepares, executes, listens to, declares or saves.
+    pub name: Option<String>,
+    /// Conservative: the reader takes it for a statement that may do anything.
+    pub may_do_anything: bool,
+}
+
+/// The statements of a text.
+pub fn read_statements(sql: &str) -> Vec<ReadStatement> {
+    let read = |statement: Statement<'_>| {
+        let name = match &statement.kind {
+            Kind::Set { name, .. }
+            | Kind::Reset(name)
+            | Kind::Savepoint(name)
+            | Kind::Release(name)
+            | Kind::RollbackTo(name)
+            | Kind::Listen(name)
+            | Kind::Notify(name)
+            | Kind::DeclareCursor { name, .. }
+            | Kind::Fetch(name) => Some(&**name),
+            Kind::Unlisten(name) | Kind::CloseCursor(name) => name.as_deref(),
+            Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate => {
+                statement.prepared.as_ref().map(|name| &*name.value)
+            }
+            _ => None,
+        };
+        let kind = format!("{:?}", statement.kind);
+        ReadStatement {
+            kind: kind.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned(),
+            name: name.map(|name| String::from_utf8_lossy(name).into_owned()),
+            may_do_anything: statement.effects.contains(Effects::UNKNOWN),
+        }
+    };
+    statements(sql.as_bytes(), Lexing::default()).map(read).collect()
+}
+
 /// A configuration file.
 pub fn config(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
@@ -181,7 +220,8 @@ mod tests {
     /// Findings are added there with the name of the fault.
     #[test]
     fn the_corpus_runs_without_a_panic() {
-        for (name, target) in TARGETS {
+        let scanner: (&str, Target) = ("scanner", sql);
+        for (name, target) in TARGETS.into_iter().chain([scanner]) {
             let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
             let files: Vec<_> =
                 std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()).collect();
