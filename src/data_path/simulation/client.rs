@@ -460,7 +460,8 @@ impl Client {
         sent.map_err(|_| self.failed(&format!("nothing is read in an hour: {}", self.world.state())))
     }
 
-    async fn request(&mut self, sql: &str) -> Outcome<()> {
+    /// Runs a simple query.
+    pub async fn request(&mut self, sql: &str) -> Outcome<()> {
         let mut batch = Batch::default();
         batch.query(sql);
         self.exchange(batch).await
@@ -620,9 +621,7 @@ impl Client {
     /// A broken promise, unless the host had a fault.
     fn failed(&self, what: &str) -> End {
         let explained = self.world.host.faults.load(Ordering::Relaxed) > 0
-            && (["the connection ended", "reported ", "a cancel was lost"]
-                .iter()
-                .any(|words| what.starts_with(words))
+            && (EXPLAINED.iter().any(|words| what.starts_with(words))
                 || INFRASTRUCTURE.iter().any(|code| what.contains(code)));
         match explained {
             true => End::Fault,
@@ -644,6 +643,10 @@ fn between(payloads: impl Iterator<Item = String>, first: &str, last: &str) -> V
     let count = from_first.iter().position(|payload| payload == last).map_or(0, |at| at + 1);
     from_first.into_iter().take(count).collect()
 }
+
+/// Beginnings of violations that a fault of the host explains.
+const EXPLAINED: [&str; 5] =
+    ["the connection ended", "reported ", "a cancel was lost", "its own notification", "notifications"];
 
 /// Errors that a fault of the host explains.
 const INFRASTRUCTURE: [&str; 6] =

@@ -44,6 +44,8 @@ pub struct Host {
     one_fault_in: u32,
     /// Bytes that a connection holds in each direction.
     pipe_bytes: usize,
+    /// How long it takes to answer a new connection.
+    connect_time: Duration,
     traces: bool,
     /// How many faults there were.
     pub faults: AtomicUsize,
@@ -75,13 +77,14 @@ enum Fault {
 }
 
 impl Host {
-    pub fn new(seed: u64, one_fault_in: u32, pipe_bytes: usize) -> Arc<Self> {
+    pub fn new(seed: u64, one_fault_in: u32, pipe_bytes: usize, connect_time: Duration) -> Arc<Self> {
         Arc::new(Self {
             random: Mutex::new(StdRng::seed_from_u64(seed ^ 0x5eed)),
             backends: Mutex::default(),
             next: AtomicI32::new(100),
             one_fault_in,
             pipe_bytes,
+            connect_time,
             traces: std::env::var_os("PGLOBBY_SIMULATE_TRACE").is_some(),
             faults: AtomicUsize::default(),
             notifications: Mutex::default(),
@@ -137,6 +140,7 @@ impl Host {
         let length = pipe.read_u32().await? as usize;
         let mut packet = vec![0; length - 4];
         pipe.read_exact(&mut packet).await?;
+        sleep(self.connect_time).await;
         self.pause().await;
         if packet[..4] == CANCEL_REQUEST.to_be_bytes() {
             let pid = i32::from_be_bytes([packet[4], packet[5], packet[6], packet[7]]);

@@ -17,9 +17,11 @@ mod proxy_queries;
 mod world;
 
 use std::{
+    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
+        mpsc,
     },
     thread,
     time::Duration,
@@ -30,9 +32,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use self::{
     client::{Client, End},
-    world::World,
+    world::{Plan, World},
 };
-use crate::data_path::lock::locked;
+use crate::{config::PoolMode, data_path::lock::locked};
 
 /// Seeds that the tests run.
 const SEEDS: u64 = 1000;
@@ -73,18 +75,64 @@ fn every_client_gets_what_a_server_of_its_own_would_send() {
     assert!(violations.is_empty(), "{}\nrepeat one with: scripts/simulate 1 SEED", violations.join("\n\n"));
 }
 
+/// Two pools wait for the budget of their host, which sessions of one of them and of a third use up, and only one may connect at a time.
+/// They gave each other their turns to connect, without end: the worker did nothing else, and the clock of the
+/// simulation, which goes on only when all wait, stood still.
+#[test]
+fn pools_that_wait_for_a_hosts_budget_do_not_keep_the_worker_busy() {
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || done.send(run_one(share_a_spent_budget())));
+    let outcome = is_done.recv_timeout(Duration::from_secs(20));
+    assert_eq!(outcome.map_err(|_| "the worker is busy without end"), Ok(Ok(())));
+}
+
+async fn share_a_spent_budget() -> Result<(), String> {
+    let plan = Plan {
+        connecting_max: 1,
+        prepared_max: 200,
+        one_fault_in: 0,
+        pipe_bytes: 65_536,
+        connect_time: Duration::from_secs(1),
+        budget: Some(2),
+        pools: vec![(2, PoolMode::Transaction); 3],
+    };
+    let world = Arc::new(World::new(1, plan)?);
+    let text = |end: End| format!("{end:?}");
+    // At first the budget is spent on a session of the first tenant, and on the third tenant's first server, which
+    // is being opened when a session of the first and one of the second tenant ask for theirs.
+    let work = |number, [before, during]: [u64; 2]| {
+        let world = world.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(before)).await;
+            let mut client = Client::connect(world, number, number as u64).await?;
+            client.request("BEGIN").await?;
+            sleep(Duration::from_secs(during)).await;
+            client.request("COMMIT").await
+        })
+    };
+    let works = [work(0, [0, 20]), work(2, [2000, 20]), work(1, [2200, 1]), work(3, [2200, 1])];
+    for client in works {
+        client.await.map_err(|error| error.to_string())?.map_err(text)?;
+    }
+    world.settle().await
+}
+
 fn run(seed: u64) -> Result<(), String> {
+    run_one(simulate(seed))
+}
+
+fn run_one(simulation: impl Future<Output = Result<(), String>>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .map_err(|error| error.to_string())?;
-    runtime.block_on(simulate(seed))
+    runtime.block_on(simulation)
 }
 
 async fn simulate(seed: u64) -> Result<(), String> {
     let mut random = StdRng::seed_from_u64(seed);
-    let world = Arc::new(World::new(seed, &mut random)?);
+    let world = Arc::new(World::new(seed, Plan::of(&mut random))?);
     let maintained = world.proxy.clone();
     tokio::spawn(async move {
         loop {
@@ -97,7 +145,7 @@ async fn simulate(seed: u64) -> Result<(), String> {
         tokio::spawn(async move {
             for _ in 0..random.random_range(1..5) {
                 sleep(Duration::from_millis(random.random_range(10..1000))).await;
-                world.change_tenant(random.random_range(0..2)).await;
+                world.change_tenant(random.random_range(0..3)).await;
             }
         });
     }

@@ -64,25 +64,59 @@ pub struct World {
     tenants: Vec<(Shape, Mutex<Arc<Tenant>>)>,
 }
 
+/// How the host and the pools of a seed are.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// `max_connecting_servers` and `max_prepared_statements`.
+    pub connecting_max: usize,
+    pub prepared_max: usize,
+    /// One message in so many meets a fault; 0: none.
+    pub one_fault_in: u32,
+    /// Bytes that a connection to the host holds.
+    pub pipe_bytes: usize,
+    /// How long the host takes to answer a new connection.
+    pub connect_time: Duration,
+    /// Servers of all tenants.
+    pub budget: Option<u32>,
+    /// Pool size and mode of each tenant.
+    pub pools: Vec<(u32, PoolMode)>,
+}
+
+impl Plan {
+    /// As the seed has it.
+    pub fn of(random: &mut StdRng) -> Self {
+        let tenants = random.random_range(2..=3);
+        let mut pool = || {
+            let mode = if random.random_ratio(1, 5) { PoolMode::Session } else { PoolMode::Transaction };
+            (random.random_range(1..4), mode)
+        };
+        let pools = (0..tenants).map(|_| pool()).collect();
+        Self {
+            connecting_max: [1, 4][random.random_range(0..2)],
+            prepared_max: [2, 5, 200][random.random_range(0..3)],
+            one_fault_in: if random.random() { 0 } else { 60 },
+            pipe_bytes: random.random_range(16_384..65_536),
+            connect_time: Duration::ZERO,
+            budget: random.random_ratio(1, 2).then(|| random.random_range(1..5)),
+            pools,
+        }
+    }
+}
+
 impl World {
-    /// With pools, modes, a budget and faults as the seed has them.
-    pub fn new(seed: u64, random: &mut StdRng) -> Result<Self, String> {
+    pub fn new(seed: u64, plan: Plan) -> Result<Self, String> {
         let text = format!(
             "max_connecting_servers = {}\nmax_prepared_statements = {}\nquery_wait_timeout = \"30min\"\n[central]\nurl = \"postgres://pglobby@127.0.0.1/pglobby\"\n",
-            [1, 4][random.random_range(0..2)],
-            [2, 5, 200][random.random_range(0..3)],
+            plan.connecting_max, plan.prepared_max,
         );
         let config = Config::read(&text, None, &|_| None).map_err(|error| error.to_string())?;
-        let faults = if random.random() { 0 } else { 60 };
-        let host = Host::new(seed, faults, random.random_range(16_384..65_536));
+        let host = Host::new(seed, plan.one_fault_in, plan.pipe_bytes, plan.connect_time);
         let mut dial = DialOptions::for_tests(Duration::from_secs(15));
         let dialled = host.clone();
         dial.simulated = Some(SimulatedHost(Arc::new(move || dialled.connect())));
-        let budget = random.random_ratio(1, 2).then(|| random.random_range(1..5));
-        let names = [(1, "acme"), (2, "blue")];
-        let tenants = names.map(|(id, name)| {
-            let mode = if random.random_ratio(1, 5) { PoolMode::Session } else { PoolMode::Transaction };
-            let shape = Shape { id, name, pool_size: random.random_range(1..4), mode, budget };
+        let names = [(1, "acme"), (2, "blue"), (3, "coral")];
+        let tenants = names.into_iter().zip(plan.pools).map(|((id, name), (pool_size, mode))| {
+            let shape = Shape { id, name, pool_size, mode, budget: plan.budget };
             (shape, Mutex::new(shape.tenant(1)))
         });
         let kind =
@@ -121,7 +155,13 @@ impl World {
             password_pace: PasswordPace::default(),
             metrics: Arc::<Metrics>::default(),
         });
-        Ok(Self { proxy, login: Arc::new(login), host, is_scarce: budget.is_some(), tenants: tenants.into() })
+        Ok(Self {
+            proxy,
+            login: Arc::new(login),
+            host,
+            is_scarce: plan.budget.is_some(),
+            tenants: tenants.collect(),
+        })
     }
 
     /// The tenant with this index, as its row is now.
