@@ -5,7 +5,7 @@ mod support;
 
 use support::{
     Proxy, Wire,
-    wire::{Message, bind, close, describe, execute, parse, rows, sync, tags},
+    wire::{Message, bind, c_string, close, describe, execute, message, parse, rows, sync, tags},
 };
 
 async fn two_servers() -> Proxy {
@@ -95,8 +95,16 @@ async fn errors_show_the_clients_names_and_places() {
         "DISCARD ALL",
         "EXECUTE c",
     ];
-    for step in steps {
-        let (through, alone) = (client.query(step).await, direct.query(step).await);
+    for (step, by) in ["query", "", "named"].iter().flat_map(|by| steps.map(|step| (step, *by))) {
+        let request = match by {
+            "query" => message(b'Q', &c_string(step)),
+            name => {
+                let run = [bind("", name, &[]), execute("", 0), sync()].concat();
+                [close(b'S', name), parse(name, step), run].concat()
+            }
+        };
+        let through = client.send_bytes(&request).await.until_ready().await;
+        let alone = direct.send_bytes(&request).await.until_ready().await;
         let seen = |answers: &[Message]| {
             let told = answers.iter().map(|message| match message.tag {
                 b'E' => {
@@ -107,7 +115,7 @@ async fn errors_show_the_clients_names_and_places() {
             });
             told.collect::<Vec<_>>()
         };
-        assert_eq!(seen(&through), seen(&alone), "(left: through the proxy) {step}");
+        assert_eq!(seen(&through), seen(&alone), "(left: through the proxy) {step} by {by:?}");
         if !matches!(alone.last().unwrap().body[..], [b'I']) {
             continue;
         }

@@ -70,8 +70,6 @@ impl RewrittenText {
         let Self { mut text, prepare_effects, first_name, .. } = self;
         let end = body.iter().position(|byte| *byte == 0);
         text.extend_from_slice(end.and_then(|end| body.get(end..)).unwrap_or_default());
-        // Positions are moved back only in errors of simple queries.
-        let prepare_effects = PrepareEffects { shifts: Vec::new(), ..prepare_effects };
         (text, SqlNames { prepare_effects, ..first_name.unwrap_or_default() })
     }
 }
@@ -338,7 +336,8 @@ impl ClientMessages<'_, '_> {
             self.record_calls(|| statement.body(), &statement.side_effects, Some(&statement.found_effects));
         }
         self.ensure_named(Some(sql_names));
-        if !sql_names.prepare_effects.effects.is_empty() {
+        let PrepareEffects { effects, shifts } = &sql_names.prepare_effects;
+        if !effects.is_empty() || !shifts.is_empty() {
             self.server.bound_portal = Some((portal.into(), sql_names.prepare_effects.clone()));
         }
     }
