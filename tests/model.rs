@@ -135,7 +135,15 @@ fn step(random: &mut StdRng) -> (String, Vec<u8>, usize) {
     let name = if random.random_bool(0.3) { String::new() } else { format!("p{number}") };
     let text = PREPARED.choose(random).unwrap();
     let run = |name: &str| [bind("", name, &[]), describe(b'P', ""), execute("", 0)].concat();
-    let (what, bytes) = match random.random_range(0..24) {
+    let (what, bytes) = match random.random_range(0..28) {
+        24 => {
+            let (name, sql) = (format!("u{number}"), any_text(random, &number));
+            (format!("Close, Parse {name} {sql}"), [close(b'S', &name), parse(&name, &sql), sync()].concat())
+        }
+        25..=27 => {
+            let name = format!("u{number}");
+            (format!("run {name}"), [run(&name), sync()].concat())
+        }
         20 | 21 => return pipeline(random),
         22 => {
             let name = ["work_mem", "my.note", "no_such_parameter", "session_replication_role"]
@@ -168,8 +176,7 @@ fn step(random: &mut StdRng) -> (String, Vec<u8>, usize) {
         ),
         8..=10 => ("probe".to_owned(), message(b'Q', &c_string(PROBE))),
         11 => {
-            // All but the last, EXECUTE of a statement prepared at protocol level, which only a simple query may name.
-            let sql = TEXTS[..TEXTS.len() - 1].choose(random).unwrap().replace('#', &number);
+            let sql = any_text(random, &number);
             (format!("by Parse: {sql}"), [parse("", &sql), run(""), sync()].concat())
         }
         _ => {
@@ -180,6 +187,12 @@ fn step(random: &mut StdRng) -> (String, Vec<u8>, usize) {
     (what, bytes, 1)
 }
 
+/// One of the texts, for a Parse. All but the last, EXECUTE of a statement prepared at protocol level, which only a
+/// simple query may name.
+fn any_text(random: &mut StdRng, number: &str) -> String {
+    TEXTS[..TEXTS.len() - 1].choose(random).unwrap().replace('#', number)
+}
+
 /// Several requests in one batch, some of which fail; then a simple query, in the same write. (Not several batches: one that
 /// fails takes statements with it that the next one uses, see `docs/transparency.md`.)
 fn pipeline(random: &mut StdRng) -> (String, Vec<u8>, usize) {
@@ -188,7 +201,7 @@ fn pipeline(random: &mut StdRng) -> (String, Vec<u8>, usize) {
         let name = format!("p{}", random.random_range(1..=3));
         let text = PREPARED.choose(random).unwrap();
         let run = [bind("", &name, &[]), execute("", 0)].concat();
-        let (said, request) = match random.random_range(0..10) {
+        let (said, request) = match random.random_range(0..12) {
             0 => (format!("Parse {name} {text}"), parse(&name, text)),
             1 => (format!("Close, Parse {name} {text}"), [close(b'S', &name), parse(&name, text)].concat()),
             2 => (format!("Close {name}"), close(b'S', &name)),
@@ -202,6 +215,19 @@ fn pipeline(random: &mut StdRng) -> (String, Vec<u8>, usize) {
                 (format!("run {text}"), [close(b'S', "own"), parse("own", text), run].concat())
             }
             6 => ("Flush".to_owned(), flush()),
+            7 => {
+                let name = format!("u{}", random.random_range(1..=3));
+                let sql = any_text(random, "1");
+                let run = [bind("", &name, &[]), execute("", 0)].concat();
+                (
+                    format!("Close, Parse {name} {sql}, run twice"),
+                    [close(b'S', &name), parse(&name, &sql), run.clone(), run].concat(),
+                )
+            }
+            8 => {
+                let name = format!("u{}", random.random_range(1..=3));
+                (format!("run {name}"), [bind("", &name, &[]), execute("", 0)].concat())
+            }
             _ => (format!("run {name}"), run),
         };
         what += &format!(" {said};");

@@ -5,7 +5,7 @@ mod support;
 
 use support::{
     Proxy, Wire,
-    wire::{Message, bind, close, describe, execute, parse, rows, sync, tags},
+    wire::{Message, bind, c_string, close, describe, execute, message, parse, rows, sync, tags},
 };
 
 async fn two_servers() -> Proxy {
@@ -95,8 +95,16 @@ async fn errors_show_the_clients_names_and_places() {
         "DISCARD ALL",
         "EXECUTE c",
     ];
-    for step in steps {
-        let (through, alone) = (client.query(step).await, direct.query(step).await);
+    for (step, by) in ["query", "", "named"].iter().flat_map(|by| steps.map(|step| (step, *by))) {
+        let request = match by {
+            "query" => message(b'Q', &c_string(step)),
+            name => {
+                let run = [bind("", name, &[]), execute("", 0), sync()].concat();
+                [close(b'S', name), parse(name, step), run].concat()
+            }
+        };
+        let through = client.send_bytes(&request).await.until_ready().await;
+        let alone = direct.send_bytes(&request).await.until_ready().await;
         let seen = |answers: &[Message]| {
             let told = answers.iter().map(|message| match message.tag {
                 b'E' => {
@@ -107,7 +115,7 @@ async fn errors_show_the_clients_names_and_places() {
             });
             told.collect::<Vec<_>>()
         };
-        assert_eq!(seen(&through), seen(&alone), "(left: through the proxy) {step}");
+        assert_eq!(seen(&through), seen(&alone), "(left: through the proxy) {step} by {by:?}");
         if !matches!(alone.last().unwrap().body[..], [b'I']) {
             continue;
         }
@@ -155,6 +163,73 @@ async fn the_same_by_the_extended_protocol() {
         .concat();
     client.send_bytes(&all).await;
     assert_eq!(rows(&client.until_ready().await), one("r"));
+}
+
+/// psycopg prepares a text by protocol when it has run it five times, and so does JDBC: "PREPARE s …" as well. The
+/// name in such a text was looked up when the text was parsed. Then a second PREPARE met the statement of the
+/// first one on the server that had not seen the DEALLOCATE, and EXECUTE and DEALLOCATE went on with the first one.
+#[tokio::test]
+async fn a_text_prepared_by_protocol_looks_up_its_name_each_time() {
+    let proxy = two_servers().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    let texts = [
+        ("make", "PREPARE s AS SELECT 'made by protocol'"),
+        ("run", "EXECUTE s"),
+        ("drop", "DEALLOCATE s"),
+        ("drop none", "DEALLOCATE none"),
+    ];
+    for (name, sql) in texts {
+        client.send_bytes(&[parse(name, sql), sync()].concat()).await.until_ready().await;
+    }
+    let run = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    for round in 0..6 {
+        // The client's statements meet each of the two servers.
+        for step in ["make", "run", "drop"] {
+            if (round + step.len()) % 2 == 0 {
+                other.query("BEGIN").await;
+                client.send_bytes(&run(step)).await;
+            } else {
+                client.query("SELECT 'goes first, so that the other has the other server'").await;
+                client.send_bytes(&run(step)).await;
+            }
+            let answers = client.until_ready().await;
+            assert!(!tags(&answers).contains('E'), "{step} in round {round}: {answers:?}");
+            other.query("COMMIT").await;
+        }
+    }
+    // The same name by a simple query, in turn with the text.
+    for sql in ["SELECT 'made by a query'", "SELECT 'made by another'"] {
+        client.query(&format!("PREPARE s AS {sql}")).await;
+        client.send_bytes(&run("run")).await;
+        assert_eq!(rows(&client.until_ready().await), one(&sql[8..sql.len() - 1]));
+        client.send_bytes(&run("make")).await;
+        assert_eq!(
+            error(&client.until_ready().await),
+            ("42P05".into(), "prepared statement \"s\" already exists".into())
+        );
+        client.send_bytes(&run("drop")).await;
+        assert_eq!(tags(&client.until_ready().await), "2CZ");
+        client.send_bytes(&run("run")).await;
+        assert_eq!(error(&client.until_ready().await).0, "26000");
+    }
+    client.send_bytes(&run("drop none")).await;
+    assert_eq!(error(&client.until_ready().await).0, "26000");
+    client.query("PREPARE none AS SELECT 1").await;
+    client.send_bytes(&run("drop none")).await;
+    assert_eq!(tags(&client.until_ready().await), "2CZ");
+    // All in one batch.
+    let portal = |name: &str| [bind("", name, &[]), execute("", 0)].concat();
+    let all = [portal("make"), portal("run"), portal("drop"), portal("make"), run("run")].concat();
+    client.send_bytes(&all).await;
+    assert_eq!(tags(&client.until_ready().await), "2C2DC2C2C2DCZ");
+    // The second PREPARE of a batch fails: what the first one prepared stays, and the text is the same afterwards.
+    client.query("DEALLOCATE ALL").await;
+    let twice = [parse("twice", "PREPARE t AS SELECT 't'"), portal("twice"), run("twice")].concat();
+    client.send_bytes(&twice).await;
+    assert_eq!(tags(&client.until_ready().await), "12C2EZ");
+    client.send_bytes(&run("twice")).await;
+    assert_eq!(error(&client.until_ready().await).0, "42P05");
+    assert_eq!(rows(&client.query("EXECUTE t").await), one("t"));
 }
 
 /// What a PREPARE prepares may leave something behind at each EXECUTE, not before.

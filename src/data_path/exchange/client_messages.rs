@@ -338,7 +338,10 @@ impl ClientMessages<'_, '_> {
         {
             return Ok(flow);
         }
-        let statement = match self.usable_statement(name, statement) {
+        if statement.sql_names.is_some() && self.server.replies.may_have_others() {
+            return AWAIT_REPLIES;
+        }
+        let statement = match self.current_statement(name, statement) {
             Ok(Some(statement)) => statement,
             Ok(None) => return AWAIT_REPLIES,
             Err(limit) => {
@@ -346,9 +349,6 @@ impl ClientMessages<'_, '_> {
                 return self.reject_over_limit(b'B', limit);
             }
         };
-        if statement.sql_names.is_some() && self.server.replies.may_have_others() {
-            return AWAIT_REPLIES;
-        }
         match self.ensure_statement(name, &statement) {
             Ensured::Present => {}
             Ensured::Awaited => return AWAIT_REPLIES,
@@ -388,6 +388,14 @@ impl ClientMessages<'_, '_> {
         if self.statements.unnamed_sql_names().is_some() && self.server.replies.may_have_others() {
             return AWAIT_REPLIES;
         }
+        match self.unnamed_with_current_names() {
+            Ok(true) => {}
+            Ok(false) => return AWAIT_REPLIES,
+            Err(limit) => {
+                self.return_state.rejected |= !whole;
+                return self.reject_over_limit(b'B', limit);
+            }
+        }
         if let Some(sql_names) = self.statements.unnamed_sql_names().cloned() {
             self.bind_with_names(portal, &sql_names);
         }
@@ -414,6 +422,11 @@ impl ClientMessages<'_, '_> {
         match self.statements.get(name).cloned() {
             _ if kind != b'S' => self.track(Request::Describe),
             _ if name.is_empty() => {
+                match self.unnamed_with_current_names() {
+                    Ok(true) => {}
+                    Ok(false) => return AWAIT_REPLIES,
+                    Err(limit) => return self.reject_over_limit(b'D', limit),
+                }
                 let sql_names = self.statements.unnamed_sql_names().cloned();
                 self.ensure_named(sql_names.as_deref());
                 self.with_unnamed(Request::Describe, bytes);
@@ -427,7 +440,7 @@ impl ClientMessages<'_, '_> {
                 }
             }
             Some(statement) => {
-                let statement = match self.usable_statement(name, statement) {
+                let statement = match self.current_statement(name, statement) {
                     Ok(Some(statement)) => statement,
                     Ok(None) => return AWAIT_REPLIES,
                     Err(limit) => return self.reject_over_limit(b'D', limit),

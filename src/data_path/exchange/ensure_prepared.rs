@@ -71,18 +71,24 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// The statement of a client's Parse: shared with all sessions that have the same settings. Where the
-    /// transaction has changed settings, it gets its own statement and the server is asked for its settings.
+    /// The statement of a client's Parse: shared with all sessions that have the same settings, unless it names
+    /// another statement. Where the transaction has changed settings, it gets its own statement and the server
+    /// is asked for its settings.
     pub(super) fn new_statement(
         &mut self,
         body: &[u8],
         side_effects: SideEffects,
         sql_names: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
+        let table = &self.rules.shared_statements;
         let is_known = self.server.parsing(self.under).is_some();
         if is_known || !has_fixed_meaning(cstr(&mut { body }).unwrap_or_default()) {
-            let statement =
-                self.rules.shared_statements.intern(body, self.under, || (side_effects, sql_names));
+            let statement = match sql_names {
+                // The same text can do something else: "PREPARE pglobby_7 …" first makes a statement, and is then
+                // sent for PostgreSQL's error.
+                Some(_) => table.own(body, self.under, side_effects, sql_names),
+                None => table.intern(body, self.under, || side_effects),
+            };
             self.server.checks.prepares(&statement);
             return statement;
         }

@@ -342,6 +342,14 @@ impl ReplyTracker {
         }
     }
 
+    /// Whether the next reply answers the Parse of the client's present unnamed statement.
+    pub fn parses_last_unnamed(&self) -> bool {
+        matches!(
+            self.pending.front(),
+            Some(PendingReply { request: Request::Parse(None), origin: Origin::Client })
+        ) && self.pending.iter().filter(|reply| reply.changes_unnamed()).count() == 1
+    }
+
     /// Whether a pending reply may answer a question of the proxy.
     #[inline]
     pub fn answers_proxy(&self) -> bool {

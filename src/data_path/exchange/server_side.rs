@@ -468,7 +468,13 @@ impl ServerSide {
         }
         let shifts = match self.replies.prepare_effects() {
             Some(Some(prepare_effects)) => std::mem::take(&mut prepare_effects.shifts),
-            _ => Vec::new(),
+            _ => {
+                let named = self.replies.client_name().map(|name| name.statement.sql_names.as_ref());
+                let unnamed =
+                    || client.statements.unnamed_sql_names().filter(|_| self.replies.parses_last_unnamed());
+                let parsed = named.unwrap_or_else(unnamed);
+                parsed.map(|names| names.prepare_effects.shifts.clone()).unwrap_or_default()
+            }
         };
         let parsed = self.replies.client_name();
         with_client_names(bytes, &shifts, |ours| {

@@ -40,19 +40,37 @@ pub(super) struct RewrittenText {
     /// Statements that the server must have before it runs.
     pub requires: Vec<Arc<Statement>>,
     pub prepare_effects: PrepareEffects,
+    /// The first name, without its effects.
+    first_name: Option<SqlNames>,
     /// Number of characters of `text` up to the last replaced name.
     characters: usize,
 }
 
 impl RewrittenText {
-    /// Appends `between` unchanged, then `ours` in place of a name of `length` bytes.
-    fn replace(&mut self, between: &[u8], length: usize, ours: &[u8]) {
+    /// Appends `between` unchanged, then `ours` in place of the client's `name`.
+    fn replace(&mut self, between: &[u8], name: &[u8], ours: &[u8]) {
         self.text.extend_from_slice(between);
+        let start = self.text.len();
         self.text.extend_from_slice(ours);
+        if let Some(first) = &mut self.first_name {
+            first.renamed.get_or_insert_with(|| (start..self.text.len(), name.into()));
+        }
         // Counts only the new part: a text may have tens of thousands of names.
         let characters = |bytes| String::from_utf8_lossy(bytes).chars().count();
         self.characters += characters(between) + characters(ours);
-        self.prepare_effects.shifts.push((self.characters, ours.len().cast_signed() - length.cast_signed()));
+        self.prepare_effects
+            .shifts
+            .push((self.characters, ours.len().cast_signed() - name.len().cast_signed()));
+    }
+}
+
+impl RewrittenText {
+    /// The text with the types of `body`, which is a Parse after the name.
+    fn into_body(self, body: &[u8]) -> (Vec<u8>, SqlNames) {
+        let Self { mut text, prepare_effects, first_name, .. } = self;
+        let end = body.iter().position(|byte| *byte == 0);
+        text.extend_from_slice(end.and_then(|end| body.get(end..)).unwrap_or_default());
+        (text, SqlNames { prepare_effects, ..first_name.unwrap_or_default() })
     }
 }
 
@@ -122,7 +140,7 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// Replaces the statement names in a text; `None` if it needs no change.
+    /// Replaces the statement names in a text; `None` if it has none.
     #[cold]
     pub(super) fn rewrite_names(
         &mut self,
@@ -131,7 +149,7 @@ impl ClientMessages<'_, '_> {
     ) -> Result<Option<RewrittenText>, Limit> {
         let mut rewritten = RewrittenText::default();
         let mut local = LocalNames::default();
-        let (mut copied, mut followed, mut named, mut bytes) = (0, false, 0, 0);
+        let (mut copied, mut named, mut bytes) = (0, 0, 0);
         for found in sql::statements(sql, self.server.lexing()) {
             if matches!(found.kind, Kind::DeallocateAll | Kind::Discard(Discard::All)) {
                 local = LocalNames { all_gone: true, ..LocalNames::default() };
@@ -146,6 +164,11 @@ impl ClientMessages<'_, '_> {
                     None => None,
                 },
             };
+            rewritten.first_name.get_or_insert_with(|| SqlNames {
+                client_name: value.into(),
+                meaning: known.clone(),
+                ..SqlNames::default()
+            });
             let made_here = local.names.get(value).is_some_and(Option::is_some);
             let effects = &mut rewritten.prepare_effects.effects;
             let ours = match (&found.kind, known) {
@@ -163,7 +186,6 @@ impl ClientMessages<'_, '_> {
                     ours
                 }
                 (kind, Some(statement)) => {
-                    followed = true;
                     let ours = statement.server_name().to_vec();
                     if *kind == Kind::Deallocate {
                         effects.push_back(PrepareEffect::Deallocates(Some(statement.named(Some(value)))));
@@ -198,10 +220,11 @@ impl ClientMessages<'_, '_> {
                 continue;
             }
             let range = found.start + name.range.start..found.start + name.range.end;
-            rewritten.replace(sql.get(copied..range.start).unwrap_or_default(), range.len(), &ours);
+            let between = sql.get(copied..range.start).unwrap_or_default();
+            rewritten.replace(between, sql.get(range.clone()).unwrap_or_default(), &ours);
             copied = range.end;
         }
-        if copied == 0 && !followed {
+        if rewritten.first_name.is_none() {
             return Ok(None);
         }
         rewritten.text.extend_from_slice(sql.get(copied..).unwrap_or_default());
@@ -217,56 +240,113 @@ impl ClientMessages<'_, '_> {
         side_effects: SideEffects,
         rewritten: RewrittenText,
     ) -> Handled {
-        let RewrittenText { mut text, requires, mut prepare_effects, .. } = rewritten;
-        let types =
-            body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
-        text.extend_from_slice(types);
-        prepare_effects.shifts = Vec::new();
+        let (text, sql_names) = rewritten.into_body(body);
         let mut message = Vec::new();
         append(&mut message, b'P', |out| {
             append_cstr(out, name);
             out.extend_from_slice(&text);
         });
         if !name.is_empty() {
-            let statement =
-                self.new_statement(&text, side_effects, Some(Arc::new((requires, prepare_effects))));
+            let statement = self.new_statement(&text, side_effects, Some(Arc::new(sql_names)));
             self.parse_statement(&message, name, &statement);
             return CONTINUE;
         }
-        // A PREPARE sent later would replace the unnamed statement: required statements come first.
-        let mut preparer = self.server.preparer(self.under, self.startup);
-        for statement in &requires {
-            preparer.ensure(statement, self.out);
-        }
+        // A PREPARE sent later would replace the unnamed statement: the required statement comes first.
+        self.ensure_named(Some(&sql_names));
         if self.track_unnamed(Request::Parse(None)) {
             let serial = *self.unnamed_serial;
-            let (under, sql_names) = (self.server.parsing(self.under), Arc::new((requires, prepare_effects)));
-            self.statements.set_unnamed(serial, &text, side_effects, Some(sql_names), under);
+            let under = self.server.parsing(self.under);
+            self.statements.set_unnamed(serial, &text, side_effects, Some(Arc::new(sql_names)), under);
             self.server.statements.set_unnamed(serial);
         }
         self.out.build().extend_from_slice(&message);
         CONTINUE
     }
 
-    /// Bind of a text with statement names: prepares the statements that it requires.
+    /// [`Self::usable_statement`] for a Bind or Describe. PostgreSQL looks up the name in a text each time that
+    /// the text runs. So if the name has another meaning than before, or is free again for a PREPARE, the
+    /// client's text is rewritten anew, and the client has a new statement.
+    #[inline]
+    pub(super) fn current_statement(
+        &mut self,
+        name: &[u8],
+        statement: Arc<Statement>,
+    ) -> Result<Option<Arc<Statement>>, Limit> {
+        let Some(statement) = self.usable_statement(name, statement)? else { return Ok(None) };
+        let is_current = match &statement.sql_names {
+            Some(names) => names.is_current(self.statements, &self.server.statements),
+            // A text that names one was not rewritten if its Parse was answered without a server.
+            None => !statement.side_effects.names_statements,
+        };
+        if is_current { Ok(Some(statement)) } else { self.rewrite_statement(name, statement) }
+    }
+
+    #[cold]
+    fn rewrite_statement(
+        &mut self,
+        name: &[u8],
+        statement: Arc<Statement>,
+    ) -> Result<Option<Arc<Statement>>, Limit> {
+        if self.server.replies.is_awaited() {
+            return Ok(None);
+        }
+        let body = statement.body();
+        let body =
+            statement.sql_names.as_ref().map_or_else(|| body.to_vec(), |names| names.client_body(&body));
+        self.rules.shared_statements.admits(statement.bytes())?;
+        let Some(rewritten) = self.rewritten(&statement.side_effects, &body)? else {
+            return Ok(Some(statement));
+        };
+        let (text, sql_names) = rewritten.into_body(&body);
+        let new = self.new_statement(&text, statement.side_effects.clone(), Some(Arc::new(sql_names)));
+        self.statements.insert(name, new.clone());
+        Ok(Some(new))
+    }
+
+    /// [`Self::current_statement`] for the unnamed statement. `false`: the message must wait.
+    pub(super) fn unnamed_with_current_names(&mut self) -> Result<bool, Limit> {
+        let names = self.statements.unnamed_sql_names().cloned();
+        let is_current = match &names {
+            Some(names) => names.is_current(self.statements, &self.server.statements),
+            None => !self.statements.unnamed_side_effects().names_statements,
+        };
+        if is_current || self.statements.stored_unnamed().is_none() {
+            return Ok(true);
+        }
+        if self.server.replies.is_awaited() {
+            return Ok(false);
+        }
+        let body = self.statements.unnamed_body().unwrap_or_default();
+        let body = names.map_or_else(|| body.to_vec(), |names| names.client_body(body));
+        let side_effects = self.statements.unnamed_side_effects().clone();
+        if let Some(rewritten) = self.rewritten(&side_effects, &body)? {
+            let (text, sql_names) = rewritten.into_body(&body);
+            *self.unnamed_serial += 1;
+            let under = self.server.parsing(self.under);
+            let sql_names = Some(Arc::new(sql_names));
+            self.statements.set_unnamed(*self.unnamed_serial, &text, side_effects, sql_names, under);
+        }
+        Ok(true)
+    }
+
+    /// Bind of a text with a statement name: prepares the statement that it requires.
     #[cold]
     pub(super) fn bind_with_names(&mut self, portal: &[u8], sql_names: &SqlNames) {
-        let (requires, prepare_effects) = sql_names;
-        for statement in requires {
+        if let Some(statement) = &sql_names.meaning {
             self.record(&statement.side_effects, false);
             self.record_calls(|| statement.body(), &statement.side_effects, Some(&statement.found_effects));
         }
         self.ensure_named(Some(sql_names));
-        if !prepare_effects.effects.is_empty() {
-            self.server.bound_portal = Some((portal.into(), prepare_effects.clone()));
+        let PrepareEffects { effects, shifts } = &sql_names.prepare_effects;
+        if !effects.is_empty() || !shifts.is_empty() {
+            self.server.bound_portal = Some((portal.into(), sql_names.prepare_effects.clone()));
         }
     }
 
-    /// Prepares the statements that a Describe of an EXECUTE needs.
+    /// Prepares the statement that a text names, for an EXECUTE or its Describe.
     pub(super) fn ensure_named(&mut self, sql_names: Option<&SqlNames>) {
-        let mut preparer = self.server.preparer(self.under, self.startup);
-        for statement in sql_names.into_iter().flat_map(|names| &names.0) {
-            preparer.ensure(statement, self.out);
+        if let Some(statement) = sql_names.and_then(|names| names.meaning.as_ref()) {
+            self.server.preparer(self.under, self.startup).ensure(statement, self.out);
         }
     }
 }

@@ -40,7 +40,7 @@ impl ClientSide {
             return Ok(());
         }
         self.rules.admit_text(&self.statements, name, body)?;
-        let statement = self.rules.shared_statements.intern(body, under, || (side_effects, None));
+        let statement = self.rules.shared_statements.intern(body, under, || side_effects);
         self.statements.insert(name, statement);
         Ok(())
     }

@@ -278,7 +278,7 @@ impl ClientStatements {
         let under = table.settings.of(settings);
         let followed = |statement: &&mut Arc<Statement>| !statement.in_sql && statement.sql_names.is_none();
         for statement in self.named.values_mut().filter(followed) {
-            *statement = table.intern(&statement.body(), &under, || (statement.side_effects.clone(), None));
+            *statement = table.intern(&statement.body(), &under, || statement.side_effects.clone());
         }
     }
 

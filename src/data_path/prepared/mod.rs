@@ -15,9 +15,12 @@ pub mod shared_statements;
 pub mod sql_prepare_effects;
 pub mod statement_text;
 
-use std::sync::{
-    Arc, Mutex, OnceLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 pub use self::{
@@ -27,7 +30,7 @@ pub use self::{
 use self::{
     parse_settings::ParseSettings,
     row_description::{RowDescription, has_fixed_description, has_fixed_meaning},
-    shared_statements::next_id,
+    shared_statements::{next_id, replaced},
     sql_prepare_effects::{OUR_PREFIX, PrepareEffects},
     statement_text::{Body, StoredText},
 };
@@ -220,8 +223,40 @@ pub struct StatementName {
     pub statement: Arc<Statement>,
 }
 
-/// The statements that a text names, and the effects of its PREPAREs and DEALLOCATEs.
-pub type SqlNames = (Vec<Arc<Statement>>, PrepareEffects);
+/// The statement name in a text that runs by Parse, and what it meant when the text was last parsed. A text
+/// with several statements fails at its Parse, so there is one name.
+#[derive(Debug, Default)]
+pub struct SqlNames {
+    /// The client's name.
+    pub client_name: Box<[u8]>,
+    /// The statement that the name meant.
+    pub meaning: Option<Arc<Statement>>,
+    /// Position and length of the server's name in the text, and the client's bytes that it replaced.
+    pub renamed: Option<(Range<usize>, Box<[u8]>)>,
+    /// The effects of the PREPARE or DEALLOCATE.
+    pub prepare_effects: PrepareEffects,
+}
+
+impl SqlNames {
+    /// Whether the text still does what the client wrote: its name means the same as before, and a PREPARE
+    /// has not run.
+    pub fn is_current(&self, client: &ClientStatements, server: &ServerStatements) -> bool {
+        let is_same = match (client.get(&self.client_name), &self.meaning) {
+            (Some(now), Some(then)) => now.is(then),
+            (now, then) => now.is_none() && then.is_none(),
+        };
+        let may_exist = |made: &Arc<Statement>| made.was_parsed() || server.get(made.id).is_some();
+        is_same && !self.prepare_effects.prepared().any(may_exist)
+    }
+
+    /// The client's own text with its types, from the `body` that servers get.
+    pub fn client_body(&self, body: &[u8]) -> Vec<u8> {
+        match &self.renamed {
+            Some((range, name)) => replaced(body, range.clone(), name),
+            None => body.to_vec(),
+        }
+    }
+}
 
 /// Appends the message in `bytes` (or its first part) with the name at `at..at + old` replaced by `new`.
 /// Appends nothing if the range is outside the message.

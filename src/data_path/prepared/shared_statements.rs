@@ -152,12 +152,12 @@ impl SharedStatements {
         })
     }
 
-    /// Returns the statement with this Parse body and these settings. Calls `made` if it is new.
+    /// Returns the statement with this Parse body and these settings. Calls `side_effects` if it is new.
     pub fn intern(
         &self,
         body: &[u8],
         under: &Arc<ParseSettings>,
-        made: impl FnOnce() -> (SideEffects, Option<Arc<SqlNames>>),
+        side_effects: impl FnOnce() -> SideEffects,
     ) -> Arc<Statement> {
         let Tables { by_digest: table, searchable, .. } = &mut *locked(&self.tables);
         // Sweeping only before the table grows is amortised O(1), and dead entries are at most half of the
@@ -170,15 +170,15 @@ impl SharedStatements {
             return statement;
         }
         *searchable = searchable.saturating_add(SEARCHED_PER_STATEMENT);
-        let (side_effects, sql_names) = made();
-        let statement = self.new_statement(body, under, side_effects, sql_names);
+        let statement = self.new_statement(body, under, side_effects(), None);
         let statement = Arc::new(Statement { is_shared: true, ..statement });
         candidates.retain(|entry| entry.strong_count() > 0);
         candidates.push(Arc::downgrade(&statement));
         statement
     }
 
-    /// Creates a statement for one client, because the settings under which it is parsed are unknown.
+    /// Creates a statement for one client: it names another one, or the settings under which it is parsed are
+    /// unknown.
     pub fn own(
         &self,
         body: &[u8],
@@ -204,7 +204,6 @@ impl SharedStatements {
     pub fn unshared(&self, shared: &Statement, under: &Arc<ParseSettings>) -> Arc<Statement> {
         let side_effects = shared.side_effects.clone();
         self.add_own(Statement {
-            sql_names: shared.sql_names.clone(),
             is_description_checked: shared.is_description_checked,
             has_fixed_meaning: shared.has_fixed_meaning,
             description: shared.description.clone(),
@@ -267,7 +266,8 @@ fn may_be_server_name(name: &[u8]) -> bool {
     name.iter().all(is_plain) && !name.is_empty() && !name.starts_with(OUR_PREFIX)
 }
 
-fn replaced(text: &[u8], range: Range<usize>, new: &[u8]) -> Vec<u8> {
+/// Returns the text with `range` replaced.
+pub(super) fn replaced(text: &[u8], range: Range<usize>, new: &[u8]) -> Vec<u8> {
     let (before, behind) = (text.get(..range.start), text.get(range.end..));
     [before.unwrap_or_default(), new, behind.unwrap_or_default()].concat()
 }
