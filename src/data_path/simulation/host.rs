@@ -145,9 +145,7 @@ impl Host {
         if packet[..4] == CANCEL_REQUEST.to_be_bytes() {
             let pid = i32::from_be_bytes([packet[4], packet[5], packet[6], packet[7]]);
             let backend = locked(&self.backends).get(&pid).cloned();
-            if self.traces {
-                eprintln!("{pid}: cancel");
-            }
+            self.trace(|| format!("{pid}: cancel"));
             if let Some(backend) = backend.filter(|backend| backend.secret == packet[8..]) {
                 // A session that runs nothing does not notice.
                 backend.cancel.notify_waiters();
@@ -213,7 +211,10 @@ impl Host {
                 let messages = std::mem::take(&mut *locked(&backend.notifications));
                 out.splice(out.len() - READY.len()..out.len() - READY.len(), messages);
             }
-            self.trace(backend.pid, tag, &body, &out);
+            self.trace(|| {
+                let replies: Vec<_> = frames::all(out.clone()).iter().map(frames::shown).collect();
+                format!("{}: {} -> {}", backend.pid, frames::shown(&(tag, body.clone())), replies.join(" | "))
+            });
             if let Some(sql) = locked(&backend.session).unknown.take() {
                 locked(&self.unknown).push(sql);
             }
@@ -257,12 +258,11 @@ impl Host {
         }
     }
 
-    /// Shows what a server gets and says, with `PGLOBBY_SIMULATE_TRACE=1`.
+    /// Shows what servers get and say, with `PGLOBBY_SIMULATE_TRACE=1`.
     #[allow(clippy::print_stderr, reason = "asked for")]
-    fn trace(&self, pid: i32, tag: u8, body: &[u8], out: &[u8]) {
+    fn trace(&self, event: impl FnOnce() -> String) {
         if self.traces {
-            let replies: Vec<_> = frames::all(out.to_vec()).iter().map(frames::shown).collect();
-            eprintln!("{pid}: {} -> {}", frames::shown(&(tag, body.to_vec())), replies.join(" | "));
+            eprintln!("{}", event());
         }
     }
 

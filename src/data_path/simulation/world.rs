@@ -202,7 +202,7 @@ impl World {
                 let pools = self.proxy.pools.all();
                 let busy = pools.iter().any(|pool| pool.live() != pool.idle() || pool.waiting() > 0)
                     || !self.proxy.pools.retired().is_empty();
-                if self.proxy.sessions.len() == 0 && !busy {
+                if self.proxy.sessions.is_empty() && !busy {
                     return;
                 }
                 sleep(Duration::from_millis(100)).await;
