@@ -17,7 +17,7 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("error", &["wire"]),
     ("metrics", &["error"]),
     ("shutdown", &["data_path", "error"]),
-    ("fuzzing", &["control_path", "data_path", "wire", "config"]),
+    ("fuzzing", &["control_path", "data_path", "wire", "config", "error"]),
 ];
 
 /// Files of `data_path` that are its spine: they tell the story of a client and use all folders. No folder uses them.
