@@ -2,8 +2,9 @@
 
 use std::{sync::Mutex, time::Duration};
 
-use crate::data_path::lock::locked;
 use tokio::time::Instant;
+
+use crate::data_path::lock::locked;
 
 /// The least time between two lines of one cause.
 const INTERVAL: Duration = Duration::from_secs(5);

@@ -14,8 +14,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-use tokio::{runtime::Handle, sync::oneshot};
+use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 
 /// The resolution of the coarse clock.
 pub const TICK: Duration = Duration::from_millis(100);

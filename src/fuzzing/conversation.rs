@@ -471,7 +471,11 @@ impl<'b> Conversation<'b> {
         }
         assert_eq!(replies.is_skipping(), postgres.skips, "{replies:?} {postgres:?}");
         assert_eq!(replies.takes_copy_data(), postgres.copies.is_some(), "{replies:?} {postgres:?}");
-        assert_eq!(replies.is_over(), postgres.is_idle(), "{replies:?} {postgres:?}");
+        // A request of the proxy may begin the batch of a client's message that waits: it counts as open until that
+        // message goes.
+        if !waits {
+            assert_eq!(replies.is_over(), postgres.is_idle(), "{replies:?} {postgres:?}");
+        }
         if session.inbox.is_empty() && postgres.copies.is_none() && !waits {
             assert!(!session.expects.is_working(), "the client waits for a reply that does not come");
         }

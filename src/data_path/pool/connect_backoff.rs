@@ -8,8 +8,9 @@
 
 use std::time::Duration;
 
-use crate::error::ClientError;
 use tokio::time::Instant;
+
+use crate::error::ClientError;
 
 /// The pause after the first failure; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);

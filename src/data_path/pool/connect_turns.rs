@@ -8,9 +8,10 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use tokio::time::Instant;
+
 use super::connect_backoff::{Attempt, ConnectBackoff, ERROR_WITHIN};
 use crate::error::ClientError;
-use tokio::time::Instant;
 
 /// A tenant's attempts for each one that is left free.
 const FOR_EACH_FREE: usize = 3;

@@ -26,10 +26,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::time::Instant;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::oneshot,
+    time::Instant,
 };
 use tracing::debug;
 

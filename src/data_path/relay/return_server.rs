@@ -3,13 +3,14 @@
 
 use std::sync::atomic::Ordering;
 
+use tokio::time::Instant;
+
 use super::{Relay, Step, load_functions::load_then_give_back, session_end::SessionEnd};
 use crate::data_path::{
     pool::pinned_sessions::{Reclaim, can_return},
     session_state::pins::Pins,
     sessions::registry::Activity,
 };
-use tokio::time::Instant;
 
 impl Relay {
     /// The one place where a server goes back: a ReadyForQuery is sent, or a cancel is complete.

@@ -3,8 +3,9 @@
 
 use std::{future::Future, pin::Pin, task::Context};
 
-use super::{Relay, Step};
 use tokio::time::Instant;
+
+use super::{Relay, Step};
 
 impl Relay {
     /// Takes signals, and looks whether a cancel under way is complete.
