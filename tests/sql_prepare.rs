@@ -366,3 +366,19 @@ async fn code_that_deallocates_everything_takes_nothing_from_others() {
         client.send_bytes(&[close(b'S', "mine"), sync()].concat()).await.until_ready().await;
     }
 }
+
+/// Where another session's statements had been shown under their own names, the next session that read the list found
+/// none of its own: closing the others began a batch, in which nothing may be prepared.
+#[tokio::test]
+async fn sessions_that_read_the_list_of_statements_in_turn_see_their_own() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let (one, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    one.run("PREPARE first AS SELECT 1").await;
+    other.run("PREPARE second AS SELECT 2").await;
+    let list = "SELECT string_agg(name, ',' ORDER BY name) FROM pg_prepared_statements WHERE from_sql";
+    for _ in 0..3 {
+        assert_eq!(one.ask(list).await, "first");
+        assert_eq!(other.ask(list).await, "second");
+    }
+    assert_eq!(other.ask("EXECUTE second").await, "2");
+}

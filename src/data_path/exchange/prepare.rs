@@ -83,9 +83,14 @@ impl Preparer<'_> {
 
     /// Closes a statement. `false`: the server does not have it, or skips the Close and keeps it.
     pub fn close(&mut self, id: u64, out: &mut Vec<u8>) -> bool {
+        self.close_by(id, Origin::Prepare, out)
+    }
+
+    /// The same; `origin`: whether it is part of the client's batch.
+    pub fn close_by(&mut self, id: u64, origin: Origin, out: &mut Vec<u8>) -> bool {
         let Some(statement) = self.statements.get(id).cloned() else { return false };
         let closed = Box::new(statement.named(None));
-        let is_sent = self.replies.track(Request::Close(Some(closed)), Origin::Prepare);
+        let is_sent = self.replies.track(Request::Close(Some(closed)), origin);
         if is_sent {
             close_statement(statement.server_name(), out);
             self.statements.remove(&statement);
