@@ -444,8 +444,16 @@ impl ReplyTracker {
     pub fn may_yet_skip(&self) -> bool {
         let mut unended =
             self.pending.iter().rev().take_while(|reply| !matches!(reply.request, Request::Sync));
+        // A Close does not fail.
         unended.any(|reply| {
-            !matches!(reply.request, Request::Query(_) | Request::FunctionCall | Request::CopyEnd)
+            !matches!(
+                reply.request,
+                Request::Query(_)
+                    | Request::FunctionCall
+                    | Request::CopyEnd
+                    | Request::Close(_)
+                    | Request::CloseUnnamed
+            )
         })
     }
 

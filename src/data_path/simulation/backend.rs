@@ -221,6 +221,7 @@ impl Session {
     /// Runs one message of a client; `cancelled`: its statement is cancelled. Returns the replies.
     pub fn run(&mut self, tag: u8, body: &[u8], cancelled: bool) -> Vec<u8> {
         match tag {
+            b'Q' if self.skipping => {}
             b'Q' => {
                 self.portals.remove("");
                 self.statements.remove("");
