@@ -1,10 +1,6 @@
 //! ParameterStatus: what a server reports, and what its client is sent.
 
-use super::{
-    client_side::ClientSide,
-    pending_replies::{Origin, Request},
-    server_side::ServerSide,
-};
+use super::{client_side::ClientSide, pending_replies::Origin, server_side::ServerSide};
 use crate::{
     data_path::{
         session_state::parameter_status::ReportedParameters,
@@ -12,7 +8,6 @@ use crate::{
     },
     wire::{
         frame::{HEADER_BYTES, cstr},
-        message::append,
         outgoing::Outgoing,
     },
 };
@@ -36,8 +31,7 @@ impl ServerSide {
     #[cold]
     fn request_reports(&mut self, out: &mut Vec<u8>) {
         self.is_stale = false;
-        append(out, b'S', |_| {});
-        let _ = self.replies.track(Request::Sync, Origin::Proxy);
+        self.replies.end_own_batch(out);
     }
 
     /// Sends the client the parameters that differ, before its next message.

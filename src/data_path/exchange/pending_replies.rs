@@ -21,6 +21,7 @@ use crate::{
         session_state::pins::Pins,
     },
     error::RequestError,
+    wire::message::append,
 };
 
 /// Origin of a request: it decides which replies the client gets.
@@ -633,6 +634,18 @@ impl ReplyTracker {
     /// Whether the client has begun a batch and sent no Sync yet.
     pub fn is_unsynced(&self) -> bool {
         self.batch.lacks_sync()
+    }
+
+    /// Whether the proxy may send a batch of its own now: its Sync would end no batch of the client's, and none
+    /// that is pending may fail and have the server skip it.
+    pub fn admits_own_batch(&self) -> bool {
+        !self.is_unsynced() && !self.may_yet_skip()
+    }
+
+    /// Ends a batch of the proxy's own: appends its Sync.
+    pub fn end_own_batch(&mut self, out: &mut Vec<u8>) {
+        append(out, b'S', |_| {});
+        let _ = self.track(Request::Sync, Origin::Proxy);
     }
 
     /// Whether the server ignores everything up to a Sync that the client has yet to send.

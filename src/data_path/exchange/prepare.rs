@@ -110,8 +110,7 @@ impl Preparer<'_> {
     #[cold]
     pub fn ensure_for_query(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
         if !self.statements.has(statement) && self.prepare(statement, None, Origin::TryPrepare, out.build()) {
-            let _ = self.replies.track(Request::Sync, Origin::Proxy);
-            append(out.build(), b'S', |_| {});
+            self.replies.end_own_batch(out.build());
         }
     }
 

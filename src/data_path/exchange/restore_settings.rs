@@ -96,22 +96,22 @@ pub fn restore_settings(
     for (name, value) in ordered {
         let place = Place::of(name);
         if place == Place::Alone && is_open {
-            sync(replies, out);
+            replies.end_own_batch(out);
         }
         let setter = if place == Place::Role { ROLE } else { PARAMETER };
         if is_of_object(name) && from.get(name).is_some() {
             // If this session's value is refused, the last session's must not stay.
             ours.set(RESET, Place::Alone, name, "", replies, out);
-            sync(replies, out);
+            replies.end_own_batch(out);
         }
         ours.set(setter, place, name, value, replies, out);
         is_open = place != Place::Alone;
         if !is_open {
-            sync(replies, out);
+            replies.end_own_batch(out);
         }
     }
     if is_open {
-        sync(replies, out);
+        replies.end_own_batch(out);
     }
     queried
 }
@@ -127,13 +127,8 @@ pub fn make_known(
 ) {
     for name in names {
         ours.set(RESET, Place::Alone, name, "", replies, out);
-        sync(replies, out);
+        replies.end_own_batch(out);
     }
-}
-
-fn sync(replies: &mut ReplyTracker, out: &mut Vec<u8>) {
-    append(out, b'S', |_| {});
-    let _ = replies.track(Request::Sync, Origin::Proxy);
 }
 
 /// When a parameter is set, and in which batch.

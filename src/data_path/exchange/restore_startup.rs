@@ -19,7 +19,7 @@ use crate::{
     },
     wire::{
         frame::{FrameError, HEADER_BYTES, cstr},
-        message::{append, array_literal},
+        message::array_literal,
     },
 };
 
@@ -130,7 +130,7 @@ impl ClientMessages<'_, '_> {
     /// Sends the restore that is due. The after-transaction check then asks for the server's settings.
     fn send_due_restore(&mut self, pending: &mut PendingRestore) {
         let replies = &mut self.server.replies;
-        let apart = !replies.is_unsynced() && !replies.may_yet_skip();
+        let apart = replies.admits_own_batch();
         let due = pending.take_due(apart);
         if due.is_empty() {
             return;
@@ -142,8 +142,7 @@ impl ClientMessages<'_, '_> {
         let ServerSide { replies, role, .. } = &mut *self.server;
         set(&due, self.startup, role, origin, replies, self.out.build());
         if apart {
-            let _ = self.server.replies.track(Request::Sync, Origin::Proxy);
-            append(self.out.build(), b'S', |_| {});
+            self.server.replies.end_own_batch(self.out.build());
         }
     }
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     data_path::session_state::{pins::Pins, side_effects::SideEffects},
     wire::{
-        message::{append, bind, execute, parse},
+        message::{bind, execute, parse},
         outgoing::Outgoing,
     },
 };
@@ -127,8 +127,7 @@ impl ServerSide {
         bind(b"", &[], out);
         execute(out);
         if origin == Origin::TryPrepare {
-            let _ = self.replies.track(Request::Sync, Origin::Proxy);
-            append(out, b'S', |_| {});
+            self.replies.end_own_batch(out);
         }
     }
 }
@@ -141,8 +140,7 @@ impl ClientMessages<'_, '_> {
         self.server.sequences.has_sent_text = true;
         let first = std::mem::take(&mut self.server.sequences.is_unused);
         if first && self.server.sequences.has_foreign_values && self.rules.functions.are_sequences_read() {
-            let replies = &self.server.replies;
-            let apart = alone && !replies.is_unsynced() && !replies.may_yet_skip();
+            let apart = alone && self.server.replies.admits_own_batch();
             let origin = if apart { Origin::TryPrepare } else { Origin::Prepare };
             self.server.discard_sequences(origin, self.out.build());
         }

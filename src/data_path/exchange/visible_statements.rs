@@ -3,13 +3,10 @@
 
 use std::sync::Arc;
 
-use super::{
-    pending_replies::{Origin, Request},
-    prepare::Preparer,
-};
+use super::{pending_replies::Origin, prepare::Preparer};
 use crate::{
     data_path::prepared::{ClientStatements, Statement},
-    wire::{message::append, outgoing::Outgoing},
+    wire::outgoing::Outgoing,
 };
 
 impl Preparer<'_> {
@@ -33,19 +30,17 @@ impl Preparer<'_> {
     ) {
         let own = client.ids();
         let others = self.statements.all().filter(|statement| concerned(statement));
-        let others = others.map(|statement| statement.id).filter(|id| !own.contains(id));
-        let others: Vec<_> = others.collect();
+        let others: Vec<_> = others.map(|statement| statement.id).filter(|id| !own.contains(id)).collect();
         // Between two batches they have one of their own. As part of the client's next batch, they would leave the
         // session's own statements unprepared: in an open batch none may be.
-        let apart = !self.replies.is_unsynced() && !self.replies.may_yet_skip();
+        let apart = self.replies.admits_own_batch();
         let origin = if apart { Origin::Proxy } else { Origin::Prepare };
         let mut is_any_closed = false;
         for id in others {
             is_any_closed |= self.close_by(id, origin, out);
         }
         if apart && is_any_closed {
-            append(out, b'S', |_| {});
-            let _ = self.replies.track(Request::Sync, Origin::Proxy);
+            self.replies.end_own_batch(out);
         }
     }
 

@@ -22,7 +22,6 @@ use std::{
 use tokio::time::Instant;
 
 use super::Pool;
-
 use crate::data_path::lock::locked;
 
 /// How long a server stays in its pool although another pool needs its permit. Without it, pools open a
