@@ -26,7 +26,7 @@ use crate::{
         session_state::{Settings, side_effects::SideEffects, state_query::StateChecks},
         sql::Characters,
     },
-    error::ClientError,
+    error::{ClientError, Limit},
     wire::{
         frame::{HEADER_BYTES, cstr},
         message::{append, append_cstr},
@@ -344,10 +344,7 @@ impl ClientMessages<'_, '_> {
         let statement = match self.current_statement(name, statement) {
             Ok(Some(statement)) => statement,
             Ok(None) => return AWAIT_REPLIES,
-            Err(limit) => {
-                self.return_state.rejected |= !whole;
-                return self.reject_over_limit(b'B', limit);
-            }
+            Err(limit) => return self.reject_bind(whole, limit),
         };
         match self.ensure_statement(name, &statement) {
             Ensured::Present => {}
@@ -373,6 +370,13 @@ impl ClientMessages<'_, '_> {
         CONTINUE
     }
 
+    /// A Bind that a memory limit forbids, perhaps with a part that is still to come.
+    #[cold]
+    fn reject_bind(&mut self, whole: bool, limit: Limit) -> Handled {
+        self.return_state.rejected |= !whole;
+        self.reject_over_limit(b'B', limit)
+    }
+
     fn bind_unnamed(&mut self, portal: &[u8], bytes: &[u8], whole: bool) -> Handled {
         if self.server.replies.unnamed_may_change() {
             return AWAIT_REPLIES;
@@ -391,10 +395,7 @@ impl ClientMessages<'_, '_> {
         match self.unnamed_with_current_names() {
             Ok(true) => {}
             Ok(false) => return AWAIT_REPLIES,
-            Err(limit) => {
-                self.return_state.rejected |= !whole;
-                return self.reject_over_limit(b'B', limit);
-            }
+            Err(limit) => return self.reject_bind(whole, limit),
         }
         if let Some(sql_names) = self.statements.unnamed_sql_names().cloned() {
             self.bind_with_names(portal, &sql_names);

@@ -62,15 +62,13 @@ impl RewrittenText {
             .shifts
             .push((self.characters, ours.len().cast_signed() - name.len().cast_signed()));
     }
-}
 
-impl RewrittenText {
     /// The text with the types of `body`, which is a Parse after the name.
-    fn into_body(self, body: &[u8]) -> (Vec<u8>, SqlNames) {
+    fn into_body(self, body: &[u8]) -> (Vec<u8>, Arc<SqlNames>) {
         let Self { mut text, prepare_effects, first_name, .. } = self;
         let end = body.iter().position(|byte| *byte == 0);
         text.extend_from_slice(end.and_then(|end| body.get(end..)).unwrap_or_default());
-        (text, SqlNames { prepare_effects, ..first_name.unwrap_or_default() })
+        (text, Arc::new(SqlNames { prepare_effects, ..first_name.unwrap_or_default() }))
     }
 }
 
@@ -115,8 +113,7 @@ impl ClientMessages<'_, '_> {
             ParsedUnder::ThisQuery => {
                 let under = self.settings_now(Origin::TryPrepare);
                 if self.server.parsing(self.under).is_none() {
-                    let _ = self.server.replies.track(Request::Sync, Origin::Proxy);
-                    append(self.out.build(), b'S', |_| {});
+                    self.server.replies.end_own_batch(self.out.build());
                 }
                 under
             }
@@ -156,14 +153,7 @@ impl ClientMessages<'_, '_> {
             }
             let Some(name) = &found.prepared else { continue };
             let value = name.value.as_ref();
-            let known = match local.names.get(value) {
-                Some(known) => known.clone(),
-                None if local.all_gone => None,
-                None => match self.statements.get(value).cloned() {
-                    Some(known) => Some(self.usable_statement(value, known.clone())?.unwrap_or(known)),
-                    None => None,
-                },
-            };
+            let known = self.meaning(value, &local)?;
             rewritten.first_name.get_or_insert_with(|| SqlNames {
                 client_name: value.into(),
                 meaning: known.clone(),
@@ -175,11 +165,8 @@ impl ClientMessages<'_, '_> {
                 (Kind::Prepare { body, .. }, None) => {
                     (named, bytes) = (named + 1, bytes + stored_bytes(found.text));
                     self.rules.admit(self.statements, named, bytes)?;
-                    let side_effects = found.text.get(body.clone()).unwrap_or_default();
-                    let side_effects = SideEffects::read(side_effects, self.server.lexing());
-                    let (text, range) = as_kept(sql, &found, &name.range);
-                    let under = self.settings_of(settings);
-                    let statement = self.rules.shared_statements.in_sql(side_effects, text, range, &under);
+                    let prepared = found.text.get(body.clone()).unwrap_or_default();
+                    let statement = self.new_in_sql(prepared, as_kept(sql, &found, &name.range), settings);
                     effects.push_back(PrepareEffect::Prepares(statement.named(Some(value))));
                     let ours = statement.server_name().to_vec();
                     local.names.insert(value.into(), Some(statement));
@@ -231,6 +218,29 @@ impl ClientMessages<'_, '_> {
         Ok(Some(rewritten))
     }
 
+    /// The statement that a name means at this place of a text.
+    fn meaning(&mut self, name: &[u8], local: &LocalNames) -> Result<Option<Arc<Statement>>, Limit> {
+        if let Some(known) = local.names.get(name) {
+            return Ok(known.clone());
+        }
+        let known = self.statements.get(name).filter(|_| !local.all_gone).cloned();
+        let Some(known) = known else { return Ok(None) };
+        Ok(Some(self.usable_statement(name, known.clone())?.unwrap_or(known)))
+    }
+
+    /// A new statement of a PREPARE: the text of what it `prepared`, and what PostgreSQL keeps with the name's
+    /// place in it.
+    fn new_in_sql(
+        &mut self,
+        prepared: &[u8],
+        (text, name): (&[u8], Range<usize>),
+        settings: ParsedUnder,
+    ) -> Arc<Statement> {
+        let side_effects = SideEffects::read(prepared, self.server.lexing());
+        let under = self.settings_of(settings);
+        self.rules.shared_statements.in_sql(side_effects, text, name, &under)
+    }
+
     /// Sends the Parse of a text with statement names.
     #[cold]
     pub(super) fn parse_with_server_names(
@@ -247,7 +257,7 @@ impl ClientMessages<'_, '_> {
             out.extend_from_slice(&text);
         });
         if !name.is_empty() {
-            let statement = self.new_statement(&text, side_effects, Some(Arc::new(sql_names)));
+            let statement = self.new_statement(&text, side_effects, Some(sql_names));
             self.parse_statement(&message, name, &statement);
             return CONTINUE;
         }
@@ -256,7 +266,7 @@ impl ClientMessages<'_, '_> {
         if self.track_unnamed(Request::Parse(None)) {
             let serial = *self.unnamed_serial;
             let under = self.server.parsing(self.under);
-            self.statements.set_unnamed(serial, &text, side_effects, Some(Arc::new(sql_names)), under);
+            self.statements.set_unnamed(serial, &text, side_effects, Some(sql_names), under);
             self.server.statements.set_unnamed(serial);
         }
         self.out.build().extend_from_slice(&message);
@@ -273,12 +283,19 @@ impl ClientMessages<'_, '_> {
         statement: Arc<Statement>,
     ) -> Result<Option<Arc<Statement>>, Limit> {
         let Some(statement) = self.usable_statement(name, statement)? else { return Ok(None) };
-        let is_current = match &statement.sql_names {
+        match self.is_current(statement.sql_names.as_deref(), &statement.side_effects) {
+            true => Ok(Some(statement)),
+            false => self.rewrite_statement(name, statement),
+        }
+    }
+
+    /// Whether a text still does what the client wrote. One that names a statement was not rewritten if its Parse
+    /// was answered without a server.
+    fn is_current(&self, names: Option<&SqlNames>, side_effects: &SideEffects) -> bool {
+        match names {
             Some(names) => names.is_current(self.statements, &self.server.statements),
-            // A text that names one was not rewritten if its Parse was answered without a server.
-            None => !statement.side_effects.names_statements,
-        };
-        if is_current { Ok(Some(statement)) } else { self.rewrite_statement(name, statement) }
+            None => !side_effects.names_statements,
+        }
     }
 
     #[cold]
@@ -290,15 +307,14 @@ impl ClientMessages<'_, '_> {
         if self.server.replies.is_awaited() {
             return Ok(None);
         }
-        let body = statement.body();
-        let body =
-            statement.sql_names.as_ref().map_or_else(|| body.to_vec(), |names| names.client_body(&body));
         self.rules.shared_statements.admits(statement.bytes())?;
-        let Some(rewritten) = self.rewritten(&statement.side_effects, &body)? else {
+        let names = statement.sql_names.as_deref();
+        let Some((text, names)) =
+            self.rewrite_anew(names, &statement.side_effects, statement.body().to_vec())?
+        else {
             return Ok(Some(statement));
         };
-        let (text, sql_names) = rewritten.into_body(&body);
-        let new = self.new_statement(&text, statement.side_effects.clone(), Some(Arc::new(sql_names)));
+        let new = self.new_statement(&text, statement.side_effects.clone(), Some(names));
         self.statements.insert(name, new.clone());
         Ok(Some(new))
     }
@@ -306,27 +322,36 @@ impl ClientMessages<'_, '_> {
     /// [`Self::current_statement`] for the unnamed statement. `false`: the message must wait.
     pub(super) fn unnamed_with_current_names(&mut self) -> Result<bool, Limit> {
         let names = self.statements.unnamed_sql_names().cloned();
-        let is_current = match &names {
-            Some(names) => names.is_current(self.statements, &self.server.statements),
-            None => !self.statements.unnamed_side_effects().names_statements,
-        };
-        if is_current || self.statements.stored_unnamed().is_none() {
+        if self.is_current(names.as_deref(), self.statements.unnamed_side_effects())
+            || self.statements.stored_unnamed().is_none()
+        {
             return Ok(true);
         }
         if self.server.replies.is_awaited() {
             return Ok(false);
         }
-        let body = self.statements.unnamed_body().unwrap_or_default();
-        let body = names.map_or_else(|| body.to_vec(), |names| names.client_body(body));
+        let body = self.statements.unnamed_body().unwrap_or_default().to_vec();
         let side_effects = self.statements.unnamed_side_effects().clone();
-        if let Some(rewritten) = self.rewritten(&side_effects, &body)? {
-            let (text, sql_names) = rewritten.into_body(&body);
+        if let Some((text, names)) = self.rewrite_anew(names.as_deref(), &side_effects, body)? {
             *self.unnamed_serial += 1;
             let under = self.server.parsing(self.under);
-            let sql_names = Some(Arc::new(sql_names));
-            self.statements.set_unnamed(*self.unnamed_serial, &text, side_effects, sql_names, under);
+            self.statements.set_unnamed(*self.unnamed_serial, &text, side_effects, Some(names), under);
         }
         Ok(true)
+    }
+
+    /// The client's own text, rewritten with what its name means now. `body`: what servers got.
+    fn rewrite_anew(
+        &mut self,
+        names: Option<&SqlNames>,
+        side_effects: &SideEffects,
+        body: Vec<u8>,
+    ) -> Result<Option<(Vec<u8>, Arc<SqlNames>)>, Limit> {
+        let body = match names {
+            Some(names) => names.client_body(&body),
+            None => body,
+        };
+        Ok(self.rewritten(side_effects, &body)?.map(|rewritten| rewritten.into_body(&body)))
     }
 
     /// Bind of a text with a statement name: prepares the statement that it requires.
