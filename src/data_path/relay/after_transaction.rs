@@ -80,34 +80,7 @@ impl Relay {
             if failed {
                 checks.failed();
             }
-            let after_reset =
-                checks.after_driver_reset(&self.session.side.wanted, &self.session.side.startup);
-            match after_reset.filter(|_| !failed && pins.is_empty() && self.listening.is_none()) {
-                Some(checked) => self.keep_settings(checked, &mut pins).await?,
-                None => match self.ask(&checks, &mut pins).await {
-                    Ok(mut checked) => {
-                        let channels = checked.channels.take();
-                        checks.set_parsed_settings(&self.session.side.wanted, &checked.wanted);
-                        self.keep_settings(checked, &mut pins).await?;
-                        if let Some(channels) = channels {
-                            self.subscribe(channels, &mut pins).await?;
-                        }
-                        self.check_tenant_parameter(&checks).await?;
-                    }
-                    Err(lost @ AskError::Lost(_)) => return Err(lost.into()),
-                    Err(error) => {
-                        warn!(
-                            tenant = self.pool.tenant.name,
-                            login = self.session.handle.login.name,
-                            connection = self.session.handle.process_id,
-                            side = "server",
-                            %error,
-                            "cannot read the session's settings from the server; session pinned"
-                        );
-                        pins.insert(Pins::SETTINGS);
-                    }
-                },
-            }
+            self.learn_state(&mut checks, failed, &mut pins).await?;
         }
         if checks.includes(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
@@ -125,6 +98,44 @@ impl Relay {
         }
         self.set_pins(pins);
         self.release_reply().await
+    }
+
+    /// Finds out what the transaction has left: from the server, or without a question after a driver's reset.
+    async fn learn_state(
+        &mut self,
+        checks: &mut PendingChecks,
+        failed: bool,
+        pins: &mut Pins,
+    ) -> Result<(), SessionEnd> {
+        let after_reset = checks.after_driver_reset(&self.session.side.wanted, &self.session.side.startup);
+        let is_known = !failed && pins.is_empty() && self.listening.is_none();
+        if let Some(checked) = after_reset.filter(|_| is_known) {
+            return self.keep_settings(checked, pins).await;
+        }
+        match self.ask(checks, pins).await {
+            Ok(mut checked) => {
+                let channels = checked.channels.take();
+                checks.set_parsed_settings(&self.session.side.wanted, &checked.wanted);
+                self.keep_settings(checked, pins).await?;
+                if let Some(channels) = channels {
+                    self.subscribe(channels, pins).await?;
+                }
+                self.check_tenant_parameter(checks).await
+            }
+            Err(lost @ AskError::Lost(_)) => Err(lost.into()),
+            Err(error) => {
+                warn!(
+                    tenant = self.pool.tenant.name,
+                    login = self.session.handle.login.name,
+                    connection = self.session.handle.process_id,
+                    side = "server",
+                    %error,
+                    "cannot read the session's settings from the server; session pinned"
+                );
+                pins.insert(Pins::SETTINGS);
+                Ok(())
+            }
+        }
     }
 
     /// Looks up texts that ran before the functions were loaded. `changed`: they have changed functions.
