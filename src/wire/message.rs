@@ -3,6 +3,9 @@
 //! Source: PostgreSQL documentation, "Message Formats". Lengths are computed from the written bytes. A
 //! string is cut at a NUL, so that one field cannot become two.
 
+/// The code of a CancelRequest, in place of a protocol version.
+pub const CANCEL_REQUEST: u32 = 80_877_102;
+
 /// Severity of an ErrorResponse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {

@@ -33,6 +33,9 @@ use crate::{
     },
 };
 
+/// The text and types of a Parse, with the proxy's statement names, and what the name means.
+type ParseBody = (Vec<u8>, Arc<SqlNames>);
+
 /// A text with the proxy's statement names.
 #[derive(Debug, Default)]
 pub(super) struct RewrittenText {
@@ -64,7 +67,7 @@ impl RewrittenText {
     }
 
     /// The text with the types of `body`, which is a Parse after the name.
-    fn into_body(self, body: &[u8]) -> (Vec<u8>, Arc<SqlNames>) {
+    fn into_body(self, body: &[u8]) -> ParseBody {
         let Self { mut text, prepare_effects, first_name, .. } = self;
         let end = body.iter().position(|byte| *byte == 0);
         text.extend_from_slice(end.and_then(|end| body.get(end..)).unwrap_or_default());
@@ -178,22 +181,14 @@ impl ClientMessages<'_, '_> {
                         effects.push_back(PrepareEffect::Deallocates(Some(statement.named(Some(value)))));
                         local.names.insert(value.into(), None);
                     }
-                    self.record(&statement.side_effects, false);
-                    self.record_calls(
-                        || statement.body(),
-                        &statement.side_effects,
-                        Some(&statement.found_effects),
-                    );
+                    self.record_named(&statement);
                     if !made_here && local.required.insert(statement.id) {
                         rewritten.requires.push(statement);
                     }
                     ours
                 }
                 (kind, None) => {
-                    // Code may have prepared it: the check after the transaction asks the server. If there is
-                    // none, the server sends the error.
-                    let checks = StateChecks::PREPARED;
-                    self.record(&SideEffects { checks, ..SideEffects::default() }, false);
+                    self.record_unknown_name();
                     if *kind == Kind::Deallocate {
                         effects.push_back(PrepareEffect::Deallocates(None));
                     }
@@ -346,7 +341,7 @@ impl ClientMessages<'_, '_> {
         names: Option<&SqlNames>,
         side_effects: &SideEffects,
         body: Vec<u8>,
-    ) -> Result<Option<(Vec<u8>, Arc<SqlNames>)>, Limit> {
+    ) -> Result<Option<ParseBody>, Limit> {
         let body = match names {
             Some(names) => names.client_body(&body),
             None => body,
@@ -358,14 +353,26 @@ impl ClientMessages<'_, '_> {
     #[cold]
     pub(super) fn bind_with_names(&mut self, portal: &[u8], sql_names: &SqlNames) {
         if let Some(statement) = &sql_names.meaning {
-            self.record(&statement.side_effects, false);
-            self.record_calls(|| statement.body(), &statement.side_effects, Some(&statement.found_effects));
+            self.record_named(statement);
         }
         self.ensure_named(Some(sql_names));
         let PrepareEffects { effects, shifts } = &sql_names.prepare_effects;
         if !effects.is_empty() || !shifts.is_empty() {
             self.server.bound_portal = Some((portal.into(), sql_names.prepare_effects.clone()));
         }
+    }
+
+    /// A text runs this statement by its name.
+    fn record_named(&mut self, statement: &Statement) {
+        self.record(&statement.side_effects, false);
+        self.record_calls(|| statement.body(), &statement.side_effects, Some(&statement.found_effects));
+    }
+
+    /// A text names a statement that the client does not have. Code may have prepared it: the check after the
+    /// transaction asks the server. If there is none, the server sends the error.
+    fn record_unknown_name(&mut self) {
+        let checks = StateChecks::PREPARED;
+        self.record(&SideEffects { checks, ..SideEffects::default() }, false);
     }
 
     /// Prepares the statement that a text names, for an EXECUTE or its Describe.

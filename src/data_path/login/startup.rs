@@ -17,7 +17,7 @@ use crate::{
     error::ClientError,
     wire::{
         frame::cstr,
-        message::{append, append_cstr},
+        message::{CANCEL_REQUEST, append, append_cstr},
         stream::{Socket, Stream},
         tls::towards_clients::{ClientTlsAcceptor, TlsSnapshot},
     },
@@ -33,7 +33,6 @@ pub const LOGIN_READ_BYTES: usize = 512;
 /// The newest supported minor version of protocol 3.
 pub const MINOR_NEWEST: u16 = 2;
 
-const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 

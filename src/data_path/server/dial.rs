@@ -32,6 +32,7 @@ use crate::{
         tenant::{Credential, Host, HostAddress},
     },
     wire::{
+        message::CANCEL_REQUEST,
         stream::{Socket, Stream},
         tls::{
             TlsError,
@@ -46,9 +47,6 @@ const LAST_ADDRESSES_LIFE: Duration = Duration::from_secs(60);
 const LOOKUP_TIME_MAX: Duration = Duration::from_secs(1);
 /// Most host names whose addresses are kept.
 const LAST_ADDRESSES_MAX: u64 = 4096;
-
-/// The code of a CancelRequest (PostgreSQL documentation, "Message Formats").
-const CANCEL_REQUEST: i32 = 80_877_102;
 
 /// Which connection to open.
 #[derive(Debug, Clone, Copy)]
@@ -196,8 +194,8 @@ pub async fn send_cancel(
     let length = i32::try_from(secret.len() + 12).ok().filter(|_| !secret.is_empty());
     let Some(length) = length else { return Err(io::ErrorKind::InvalidInput.into()) };
     let mut request = Vec::with_capacity(secret.len() + 12);
-    for field in [length, CANCEL_REQUEST, process_id] {
-        request.extend_from_slice(&field.to_be_bytes());
+    for field in [length.to_be_bytes(), CANCEL_REQUEST.to_be_bytes(), process_id.to_be_bytes()] {
+        request.extend_from_slice(&field);
     }
     request.extend_from_slice(secret);
     let outcome = timeout(options.cancel_timeout, Box::pin(cancel(host, at, &request, options)));
