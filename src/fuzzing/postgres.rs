@@ -107,42 +107,10 @@ impl Postgres {
             self.in_batch = true;
         }
         let done = match tag {
-            b'P' => {
-                let (name, sql) = (cstr(&mut body).unwrap_or_default(), cstr(&mut body).unwrap_or_default());
-                let taken = !name.is_empty() && self.statements.contains_key(name);
-                if name.is_empty() {
-                    self.statements.remove(name);
-                }
-                let parses = !taken && outcome(sql, choice & 0x2f) != Outcome::Fails;
-                if parses {
-                    self.statements.insert(name.to_vec(), sql.to_vec());
-                    append(out, b'1', |_| {});
-                }
-                parses
-            }
-            b'B' => {
-                let (portal, name) =
-                    (cstr(&mut body).unwrap_or_default(), cstr(&mut body).unwrap_or_default());
-                let sql =
-                    self.statements.get(name).filter(|sql| outcome(sql, choice & 0x2f) != Outcome::Fails);
-                if let Some(sql) = sql {
-                    self.portals.insert(portal.to_vec(), sql.clone());
-                    append(out, b'2', |_| {});
-                }
-                sql.is_some()
-            }
+            b'P' => self.parse(body, choice, out),
+            b'B' => self.bind(body, choice, out),
             b'D' => self.describe(body, choice, out),
-            b'C' => {
-                if let Some((kind, mut name)) = body.split_first() {
-                    let name = cstr(&mut name).unwrap_or_default();
-                    match kind {
-                        b'P' => drop(self.portals.remove(name)),
-                        _ => drop(self.statements.remove(name)),
-                    }
-                }
-                append(out, b'3', |_| {});
-                true
-            }
+            b'C' => self.close_named(body, out),
             b'E' => {
                 let portal = cstr(&mut body).unwrap_or_default();
                 let row_limit = body.iter().any(|byte| *byte != 0);
@@ -167,6 +135,42 @@ impl Postgres {
             self.error(out);
             self.skips = true;
         }
+    }
+
+    fn parse(&mut self, mut body: &[u8], choice: u8, out: &mut Vec<u8>) -> bool {
+        let (name, sql) = (cstr(&mut body).unwrap_or_default(), cstr(&mut body).unwrap_or_default());
+        let taken = !name.is_empty() && self.statements.contains_key(name);
+        if name.is_empty() {
+            self.statements.remove(name);
+        }
+        let parses = !taken && outcome(sql, choice & 0x2f) != Outcome::Fails;
+        if parses {
+            self.statements.insert(name.to_vec(), sql.to_vec());
+            append(out, b'1', |_| {});
+        }
+        parses
+    }
+
+    fn bind(&mut self, mut body: &[u8], choice: u8, out: &mut Vec<u8>) -> bool {
+        let (portal, name) = (cstr(&mut body).unwrap_or_default(), cstr(&mut body).unwrap_or_default());
+        let sql = self.statements.get(name).filter(|sql| outcome(sql, choice & 0x2f) != Outcome::Fails);
+        if let Some(sql) = sql {
+            self.portals.insert(portal.to_vec(), sql.clone());
+            append(out, b'2', |_| {});
+        }
+        sql.is_some()
+    }
+
+    fn close_named(&mut self, body: &[u8], out: &mut Vec<u8>) -> bool {
+        if let Some((kind, mut name)) = body.split_first() {
+            let name = cstr(&mut name).unwrap_or_default();
+            match kind {
+                b'P' => drop(self.portals.remove(name)),
+                _ => drop(self.statements.remove(name)),
+            }
+        }
+        append(out, b'3', |_| {});
+        true
     }
 
     fn describe(&self, body: &[u8], choice: u8, out: &mut Vec<u8>) -> bool {
