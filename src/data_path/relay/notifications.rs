@@ -211,4 +211,4 @@ impl Relay {
 }
 
 /// ReadyForQuery, idle.
-const READY: &[u8] = b"Z\0\0\0\x05I";
+pub(in crate::data_path) const READY: &[u8] = b"Z\0\0\0\x05I";

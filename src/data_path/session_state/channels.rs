@@ -84,7 +84,8 @@ impl<'a> Notification<'a> {
         Some(Self { process_id: i32::from_be_bytes(*process_id), channel, payload })
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    /// Appends the message.
+    pub fn write(&self, out: &mut Vec<u8>) {
         append(out, b'A', |out| {
             out.extend_from_slice(&self.process_id.to_be_bytes());
             append_cstr(out, self.channel);

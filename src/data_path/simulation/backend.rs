@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     expressions::{self, Value},
-    frames, proxy_queries,
+    frames,
+    statements::columns,
 };
 use crate::wire::{
     frame::cstr,
     message::{Severity, append, append_cstr, error_response, parameter_status, ready_for_query},
+    message_reader::Message,
 };
 
 /// Parameters that a server reports, and their values for a new session.
@@ -43,16 +45,29 @@ impl Failure {
     pub fn cancelled() -> Self {
         Self::new("57014", "canceling statement due to user request")
     }
+
+    fn aborted() -> Self {
+        Self::new("25P02", "current transaction is aborted, commands ignored until end of transaction block")
+    }
+
+    /// A text that the model does not know.
+    pub fn unknown(what: &str) -> Self {
+        Self::new("XXSIM", &format!("the model does not know {what}"))
+    }
+
+    pub fn is_unknown(&self) -> bool {
+        self.sqlstate == "XXSIM"
+    }
 }
 
 #[derive(Debug, Clone)]
 pub struct Statement {
-    sql: String,
+    pub sql: String,
     pub from_sql: bool,
 }
 
 #[derive(Debug, Clone)]
-struct Portal {
+pub(super) struct Portal {
     sql: String,
     parameters: Vec<Value>,
     /// Its row has been sent, and a limit of rows has stopped it behind that.
@@ -61,42 +76,42 @@ struct Portal {
 
 /// What a rollback restores.
 #[derive(Debug, Clone, Default)]
-struct Rolled {
+pub(super) struct Rolled {
     /// Set for the session.
-    set: BTreeMap<String, String>,
-    temporary: BTreeSet<String>,
+    pub set: BTreeMap<String, String>,
+    pub temporary: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone)]
-struct Transaction {
-    before: Rolled,
+pub(super) struct Transaction {
+    pub before: Rolled,
     /// Began with BEGIN; else it ends with the batch.
-    is_block: bool,
+    pub is_block: bool,
 }
 
 /// One session.
 #[derive(Debug, Clone, Default)]
 pub struct Session {
     startup: BTreeMap<String, String>,
-    now: Rolled,
+    pub(super) now: Rolled,
     /// SET LOCAL.
-    local: BTreeMap<String, String>,
+    pub(super) local: BTreeMap<String, String>,
     /// Custom parameters that have ever been set: they read as `''`.
     custom: BTreeSet<String>,
-    transaction: Option<Transaction>,
-    failed: bool,
+    pub(super) transaction: Option<Transaction>,
+    pub(super) failed: bool,
     skipping: bool,
-    copying: bool,
+    pub(super) copying: bool,
     /// The COPY is part of a batch that a Sync ends.
     copy_in_batch: bool,
-    copied: usize,
+    pub(super) copied: usize,
     pub statements: BTreeMap<String, Statement>,
-    portals: BTreeMap<String, Portal>,
+    pub(super) portals: BTreeMap<String, Portal>,
     pub locks: BTreeSet<String>,
     /// The channels that it listens to.
     pub listening: BTreeSet<String>,
     /// LISTEN and UNLISTEN of the transaction; `None`: all channels.
-    listens: Vec<(bool, Option<String>)>,
+    pub(super) listens: Vec<(bool, Option<String>)>,
     /// Channels and payloads of its NOTIFYs.
     pub notifies: Vec<(String, String)>,
     /// The same, of transactions that have committed.
@@ -104,7 +119,7 @@ pub struct Session {
     reported: BTreeMap<String, String>,
     /// What the proxy has replaced while a statement is parsed.
     pub kept: Vec<(String, String)>,
-    out: Vec<u8>,
+    pub(super) out: Vec<u8>,
     /// The text of a query that the model does not know.
     pub unknown: Option<String>,
 }
@@ -205,7 +220,8 @@ impl Session {
     }
 
     /// How long the statement of this frame sleeps before it answers, in milliseconds.
-    pub fn sleep_ms(&self, tag: u8, body: &[u8]) -> u64 {
+    pub fn sleep_ms(&self, message: &Message) -> u64 {
+        let (tag, body) = (message.tag(), message.body());
         if self.skipping || self.failed {
             return 0;
         }
@@ -219,7 +235,8 @@ impl Session {
     }
 
     /// Runs one message of a client; `cancelled`: its statement is cancelled. Returns the replies.
-    pub fn run(&mut self, tag: u8, body: &[u8], cancelled: bool) -> Vec<u8> {
+    pub fn run(&mut self, message: &Message, cancelled: bool) -> Vec<u8> {
+        let (tag, body) = (message.tag(), message.body());
         match tag {
             b'Q' if self.skipping => {}
             b'Q' => {
@@ -251,73 +268,14 @@ impl Session {
     fn extended(&mut self, tag: u8, mut body: &[u8]) -> Result<(), Failure> {
         let body = &mut body;
         match tag {
-            b'P' => {
-                let (name, sql) = (text(body), text(body));
-                if sql.starts_with("SELEC ") {
-                    return Err(Failure::new("42601", "syntax error at or near \"SELEC\""));
-                }
-                self.refuse_if_failed(&sql)?;
-                if !name.is_empty() && self.statements.contains_key(&name) {
-                    return Err(Failure::new(
-                        "42P05",
-                        &format!("prepared statement \"{name}\" already exists"),
-                    ));
-                }
-                self.statements.insert(name, Statement { sql, from_sql: false });
-                append(&mut self.out, b'1', |_| {});
-            }
-            b'B' => {
-                let (portal, name) = (text(body), text(body));
-                let sql = self.statement(&name)?.sql.clone();
-                self.refuse_if_failed(&sql)?;
-                let parameters = parameters(body);
-                if !portal.is_empty() && self.portals.contains_key(&portal) {
-                    return Err(Failure::new("42P03", &format!("cursor \"{portal}\" already exists")));
-                }
-                self.portals.insert(portal, Portal { sql, parameters, suspended: false });
-                append(&mut self.out, b'2', |_| {});
-            }
-            b'D' => {
-                let (kind, mut name) = body.split_first().unwrap_or((&b'S', &[]));
-                let name = text(&mut name);
-                let sql = match kind {
-                    b'S' => self.statement(&name)?.sql.clone(),
-                    _ => self.portal(&name)?.sql.clone(),
-                };
-                let columns = columns(&sql);
-                if self.failed && columns > 0 {
-                    return Err(aborted());
-                }
-                if *kind == b'S' {
-                    let count = (1..10).take_while(|number| sql.contains(&format!("${number}"))).count();
-                    append(&mut self.out, b't', |out| {
-                        out.extend_from_slice(&(count as u16).to_be_bytes());
-                        (0..count).for_each(|_| out.extend_from_slice(&25u32.to_be_bytes()));
-                    });
-                }
-                self.describe(columns);
-            }
-            b'E' => {
-                let name = text(body);
-                let Portal { sql, parameters, suspended } = self.portal(&name)?.clone();
-                self.refuse_if_failed(&sql)?;
-                if suspended {
-                    self.complete("SELECT 0");
-                    return Ok(());
-                }
-                let from = self.out.len();
-                self.statement_text(&sql, &parameters, false)?;
-                if body.ends_with(&[1]) && columns(&sql) > 0 {
-                    self.suspend(from, &name);
-                }
-                self.copy_in_batch = self.copying;
-            }
+            b'P' => self.parse(text(body), text(body))?,
+            b'B' => self.bind(text(body), text(body), parameters(body))?,
+            b'D' => self.describe_named(kind(body), &text(body))?,
+            b'E' => self.execute(&text(body), body.ends_with(&[1]))?,
             b'C' => {
-                let (kind, mut name) = body.split_first().unwrap_or((&b'S', &[]));
-                let name = text(&mut name);
-                match kind {
-                    b'S' => drop(self.statements.remove(&name)),
-                    _ => drop(self.portals.remove(&name)),
+                match (kind(body), text(body)) {
+                    (b'S', name) => drop(self.statements.remove(&name)),
+                    (_, name) => drop(self.portals.remove(&name)),
                 }
                 append(&mut self.out, b'3', |_| {});
             }
@@ -326,24 +284,92 @@ impl Session {
         Ok(())
     }
 
+    fn parse(&mut self, name: String, sql: String) -> Result<(), Failure> {
+        if sql.starts_with("SELEC ") {
+            return Err(Failure::new("42601", "syntax error at or near \"SELEC\""));
+        }
+        self.refuse_if_failed(&sql)?;
+        if !name.is_empty() {
+            self.refuse_if_prepared(&name)?;
+        }
+        self.statements.insert(name, Statement { sql, from_sql: false });
+        append(&mut self.out, b'1', |_| {});
+        Ok(())
+    }
+
+    fn bind(&mut self, portal: String, name: String, parameters: Vec<Value>) -> Result<(), Failure> {
+        let sql = self.statement(&name)?.sql.clone();
+        self.refuse_if_failed(&sql)?;
+        if !portal.is_empty() && self.portals.contains_key(&portal) {
+            return Err(Failure::new("42P03", &format!("cursor \"{portal}\" already exists")));
+        }
+        self.portals.insert(portal, Portal { sql, parameters, suspended: false });
+        append(&mut self.out, b'2', |_| {});
+        Ok(())
+    }
+
+    fn describe_named(&mut self, kind: u8, name: &str) -> Result<(), Failure> {
+        let sql = match kind {
+            b'S' => self.statement(name)?.sql.clone(),
+            _ => self.portal(name)?.sql.clone(),
+        };
+        let columns = columns(&sql);
+        if self.failed && columns > 0 {
+            return Err(Failure::aborted());
+        }
+        if kind == b'S' {
+            let count = (1..10).take_while(|number| sql.contains(&format!("${number}"))).count();
+            append(&mut self.out, b't', |out| {
+                out.extend_from_slice(&(count as u16).to_be_bytes());
+                (0..count).for_each(|_| out.extend_from_slice(&25u32.to_be_bytes()));
+            });
+        }
+        self.describe(columns);
+        Ok(())
+    }
+
+    /// Runs a portal; `limited`: for one row.
+    fn execute(&mut self, portal: &str, limited: bool) -> Result<(), Failure> {
+        let Portal { sql, parameters, suspended } = self.portal(portal)?.clone();
+        self.refuse_if_failed(&sql)?;
+        if suspended {
+            self.complete("SELECT 0");
+            return Ok(());
+        }
+        let from = self.out.len();
+        self.run_statement(&sql, &parameters, false)?;
+        if limited && columns(&sql) > 0 {
+            self.suspend(from, portal);
+        }
+        self.copy_in_batch = self.copying;
+        Ok(())
+    }
+
     /// The replies behind `from` were limited to one row: a PortalSuspended takes the place of their end.
     fn suspend(&mut self, from: usize, portal: &str) {
-        let replies = frames::all(self.out.split_off(from));
-        for (tag, body) in replies {
-            match tag {
+        for reply in frames::all(&self.out.split_off(from)) {
+            match reply.tag() {
                 b'C' => append(&mut self.out, b's', |_| {}),
-                tag => append(&mut self.out, tag, |out| out.extend_from_slice(&body)),
+                _ => self.out.extend_from_slice(&reply.bytes),
             }
         }
         self.portals.entry(portal.to_owned()).and_modify(|portal| portal.suspended = true);
     }
 
-    fn statement(&self, name: &str) -> Result<&Statement, Failure> {
+    pub(super) fn statement(&self, name: &str) -> Result<&Statement, Failure> {
         let message = match name {
             "" => "unnamed prepared statement does not exist".to_owned(),
             name => format!("prepared statement \"{name}\" does not exist"),
         };
         self.statements.get(name).ok_or_else(|| Failure::new("26000", &message))
+    }
+
+    pub(super) fn refuse_if_prepared(&self, name: &str) -> Result<(), Failure> {
+        let message = format!("prepared statement \"{name}\" already exists");
+        match self.statements.contains_key(name) {
+            true => Err(Failure::new("42P05", &message)),
+            false => Ok(()),
+        }
     }
 
     fn portal(&self, name: &str) -> Result<&Portal, Failure> {
@@ -353,7 +379,7 @@ impl Session {
 
     fn refuse_if_failed(&self, sql: &str) -> Result<(), Failure> {
         let ends = matches!(sql, "COMMIT" | "ROLLBACK");
-        if self.failed && !ends { Err(aborted()) } else { Ok(()) }
+        if self.failed && !ends { Err(Failure::aborted()) } else { Ok(()) }
     }
 
     /// A simple query of statements separated by semicolons.
@@ -366,7 +392,7 @@ impl Session {
             self.begin_if_none();
             let done = match cancelled {
                 true => Err(Failure::cancelled()),
-                false => self.refuse_if_failed(sql).and_then(|()| self.statement_text(sql, &[], true)),
+                false => self.refuse_if_failed(sql).and_then(|()| self.run_statement(sql, &[], true)),
             };
             if let Err(failure) = done {
                 self.fail(&failure);
@@ -419,7 +445,7 @@ impl Session {
         }
     }
 
-    fn end_transaction(&mut self, rolled_back: bool) {
+    pub(super) fn end_transaction(&mut self, rolled_back: bool) {
         if let Some(transaction) = self.transaction.take().filter(|_| rolled_back) {
             self.now = transaction.before;
         }
@@ -444,7 +470,7 @@ impl Session {
         self.failed = true;
     }
 
-    fn warn(&mut self, sqlstate: &str, message: &str) {
+    pub(super) fn warn(&mut self, sqlstate: &str, message: &str) {
         append(&mut self.out, b'N', |out| {
             for (field, value) in [(b'S', "WARNING"), (b'V', "WARNING"), (b'C', sqlstate), (b'M', message)] {
                 out.push(field);
@@ -454,7 +480,7 @@ impl Session {
         });
     }
 
-    fn describe(&mut self, columns: usize) {
+    pub(super) fn describe(&mut self, columns: usize) {
         if columns == 0 {
             return append(&mut self.out, b'n', |_| {});
         }
@@ -469,7 +495,7 @@ impl Session {
         });
     }
 
-    fn rows(&mut self, rows: &[Vec<Value>]) {
+    pub(super) fn rows(&mut self, rows: &[Vec<Value>]) {
         for row in rows {
             append(&mut self.out, b'D', |out| {
                 out.extend_from_slice(&(row.len() as u16).to_be_bytes());
@@ -487,143 +513,8 @@ impl Session {
         self.complete(&format!("SELECT {}", rows.len()));
     }
 
-    fn complete(&mut self, tag: &str) {
+    pub(super) fn complete(&mut self, tag: &str) {
         append(&mut self.out, b'C', |out| append_cstr(out, tag.as_bytes()));
-    }
-
-    /// Runs one statement. `describes`: its columns come first, as for a simple query.
-    fn statement_text(&mut self, sql: &str, parameters: &[Value], describes: bool) -> Result<(), Failure> {
-        if let Some(rows) = proxy_queries::answer(sql, parameters, self) {
-            if describes {
-                self.describe(columns(sql));
-            }
-            self.rows(&rows);
-            return Ok(());
-        }
-        let (verb, rest) = sql.split_once(' ').unwrap_or((sql, ""));
-        let is_block = self.transaction.as_ref().is_some_and(|transaction| transaction.is_block);
-        match verb {
-            "SELECT" => {
-                let list = match rest.split_once(" FROM ") {
-                    None => rest,
-                    Some((list, table)) if self.now.temporary.contains(table) => list,
-                    Some((_, table)) => {
-                        return Err(Failure::new("42P01", &format!("relation \"{table}\" does not exist")));
-                    }
-                };
-                let row = expressions::row(list, parameters, self);
-                if let Err(Failure { sqlstate: "XXSIM", .. }) = &row {
-                    self.unknown = Some(sql.to_owned());
-                }
-                let row = row?;
-                if describes {
-                    self.describe(row.len());
-                }
-                self.rows(&[row]);
-                return Ok(());
-            }
-            "BEGIN" => {
-                if is_block {
-                    self.warn("25001", "there is already a transaction in progress");
-                }
-                self.transaction.iter_mut().for_each(|transaction| transaction.is_block = true);
-            }
-            "COMMIT" | "ROLLBACK" => {
-                if !is_block {
-                    self.warn("25P01", "there is no transaction in progress");
-                }
-                let rolled_back = self.failed || verb == "ROLLBACK";
-                self.end_transaction(rolled_back);
-                self.complete(if rolled_back { "ROLLBACK" } else { "COMMIT" });
-                return Ok(());
-            }
-            "SET" => {
-                let (local, rest) = rest.strip_prefix("LOCAL ").map_or((false, rest), |rest| (true, rest));
-                let (name, value) = rest.split_once(" = ").unwrap_or_default();
-                self.set(name, Some(value.trim_matches('\'')), local);
-            }
-            "RESET" if matches!(rest, "ROLE" | "SESSION AUTHORIZATION") => {}
-            "RESET" if rest == "ALL" => {
-                self.now.set.clear();
-                self.local.clear();
-            }
-            "RESET" => self.set(rest, None, false),
-            "DISCARD" => {
-                if is_block {
-                    return Err(Failure::new("25001", "DISCARD ALL cannot run inside a transaction block"));
-                }
-                self.now = Rolled::default();
-                self.local.clear();
-                self.statements.clear();
-                self.portals.clear();
-                self.locks.clear();
-                self.listens.push((false, None));
-                if let Some(transaction) = &mut self.transaction {
-                    transaction.before = Rolled::default();
-                }
-                self.complete("DISCARD ALL");
-                return Ok(());
-            }
-            "LISTEN" | "UNLISTEN" => {
-                let channel = Some(rest.trim_matches('"').to_owned()).filter(|channel| channel != "*");
-                self.listens.push((verb == "LISTEN", channel));
-            }
-            "NOTIFY" => {
-                let (channel, payload) = rest.split_once(", ").unwrap_or((rest, ""));
-                self.notifies.push((channel.to_owned(), payload.trim_matches('\'').to_owned()));
-            }
-            "PREPARE" => {
-                let (name, sql) = rest.split_once(" AS ").unwrap_or_default();
-                if self.statements.contains_key(name) {
-                    return Err(Failure::new(
-                        "42P05",
-                        &format!("prepared statement \"{name}\" already exists"),
-                    ));
-                }
-                self.statements.insert(name.to_owned(), Statement { sql: sql.to_owned(), from_sql: true });
-            }
-            "EXECUTE" => {
-                let sql = self.statement(rest)?.sql.clone();
-                return self.statement_text(&sql, &[], describes);
-            }
-            "DEALLOCATE" if rest == "ALL" => {
-                self.statements.clear();
-                self.complete("DEALLOCATE ALL");
-                return Ok(());
-            }
-            "DEALLOCATE" => {
-                self.statement(rest)?;
-                self.statements.remove(rest);
-            }
-            "CREATE" | "DROP" => {
-                let table = rest.trim_start_matches("TEMP ").trim_start_matches("TABLE ");
-                let table = table.split(' ').next().unwrap_or_default();
-                let exists = self.now.temporary.contains(table);
-                match (verb, exists) {
-                    ("CREATE", false) => drop(self.now.temporary.insert(table.to_owned())),
-                    ("CREATE", true) => {
-                        return Err(Failure::new("42P07", &format!("relation \"{table}\" already exists")));
-                    }
-                    (_, true) => drop(self.now.temporary.remove(table)),
-                    (_, false) => {
-                        return Err(Failure::new("42P01", &format!("table \"{table}\" does not exist")));
-                    }
-                }
-                self.complete(if verb == "CREATE" { "CREATE TABLE" } else { "DROP TABLE" });
-                return Ok(());
-            }
-            "COPY" => {
-                append(&mut self.out, b'G', |out| out.extend_from_slice(&[0, 0, 1, 0, 0]));
-                (self.copying, self.copied) = (true, 0);
-                return Ok(());
-            }
-            _ => {
-                self.unknown = Some(sql.to_owned());
-                return Err(Failure::new("42601", &format!("syntax error at or near \"{verb}\"")));
-            }
-        }
-        self.complete(verb);
-        Ok(())
     }
 
     fn end_copy(&mut self, done: bool) {
@@ -641,21 +532,11 @@ impl Session {
     }
 }
 
-fn aborted() -> Failure {
-    Failure::new("25P02", "current transaction is aborted, commands ignored until end of transaction block")
-}
-
-/// How many columns the rows of a statement have; 0: it has none.
-fn columns(sql: &str) -> usize {
-    match sql.strip_prefix("SELECT ") {
-        _ if sql.starts_with("SELECT CURRENT_CATALOG") => 3,
-        _ if sql.starts_with("SELECT CASE WHEN pg_catalog.octet_length") => 4,
-        _ if sql.starts_with("SELECT pg_catalog.concat_ws") => 3,
-        _ if sql.contains("FROM ROWS FROM") || sql.starts_with("SELECT pg_catalog.set_config(key") => 1,
-        _ if sql.contains("WHERE source = 'session' UNION ALL SELECT n,") => 2,
-        Some(list) => expressions::split(list.split(" FROM ").next().unwrap_or_default()).len(),
-        None => 0,
-    }
+/// Whether a Describe or Close names a statement (`S`) or a portal (`P`).
+fn kind(body: &mut &[u8]) -> u8 {
+    let (kind, rest) = body.split_first().unwrap_or((&b'S', &[]));
+    *body = rest;
+    *kind
 }
 
 /// The next zero-terminated string.

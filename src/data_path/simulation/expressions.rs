@@ -41,7 +41,7 @@ fn value(expression: &str, parameters: &[Value], session: &mut Session) -> Resul
         return Ok(Some(text.to_owned()));
     }
     if let Some(number) = expression.strip_prefix('$') {
-        let at: usize = number.parse().map_err(|_| unknown(expression))?;
+        let at: usize = number.parse().map_err(|_| Failure::unknown(expression))?;
         return Ok(parameters.get(at - 1).cloned().flatten());
     }
     let call = expression.strip_prefix("pg_catalog.").unwrap_or(expression);
@@ -52,7 +52,7 @@ fn value(expression: &str, parameters: &[Value], session: &mut Session) -> Resul
             "1/0" => Err(Failure::new("22012", "division by zero")),
             "false" | "true" => Ok(Some(expression.to_owned())),
             number if number.parse::<i64>().is_ok() => Ok(Some(number.to_owned())),
-            _ => Err(unknown(expression)),
+            _ => Err(Failure::unknown(expression)),
         };
     };
     if name == "pg_sleep" {
@@ -77,10 +77,6 @@ fn value(expression: &str, parameters: &[Value], session: &mut Session) -> Resul
             Some(String::new())
         }
         "pg_advisory_unlock" => Some(if session.locks.remove(&text(0)) { "t" } else { "f" }.to_owned()),
-        _ => return Err(unknown(expression)),
+        _ => return Err(Failure::unknown(expression)),
     })
-}
-
-fn unknown(expression: &str) -> Failure {
-    Failure::new("XXSIM", &format!("the model does not know {expression}"))
 }

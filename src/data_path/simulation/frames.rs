@@ -1,58 +1,40 @@
-//! Reads whole messages from a pipe.
+//! Whole messages, and how a violation shows them.
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::AsyncRead;
 
-/// A message: its type and its body.
-pub type Frame = (u8, Vec<u8>);
+use crate::{
+    data_path::session_state::channels::messages,
+    wire::{
+        message_reader::{Message, MessageReader},
+        server_error::ServerError,
+    },
+};
 
-/// Bytes that have been read and are not whole messages yet.
-#[derive(Debug, Default)]
-pub struct Frames(Vec<u8>);
+/// The longest message: texts and parameters of the proxy's own questions.
+const LENGTH_MAX: u32 = 1 << 20;
 
-impl Frames {
-    /// The next message; `None`: the connection has ended.
-    pub async fn next(&mut self, pipe: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
-        loop {
-            if let Some(frame) = take(&mut self.0) {
-                return Ok(Some(frame));
-            }
-            if pipe.read_buf(&mut self.0).await? == 0 {
-                return Ok(None);
-            }
-        }
-    }
+/// The next message.
+///
+/// # Errors
+/// The connection has ended.
+pub async fn next(reader: &mut MessageReader, pipe: &mut (impl AsyncRead + Unpin)) -> io::Result<Message> {
+    reader.next(pipe, LENGTH_MAX).await.map_err(io::Error::other)
 }
 
 /// All messages in these bytes.
-pub fn all(mut bytes: Vec<u8>) -> Vec<Frame> {
-    std::iter::from_fn(|| take(&mut bytes)).collect()
+pub fn all(bytes: &[u8]) -> Vec<Message> {
+    messages(bytes).map(|message| Message { bytes: message.into() }).collect()
 }
 
-fn take(bytes: &mut Vec<u8>) -> Option<Frame> {
-    let length = u32::from_be_bytes(bytes.get(1..5)?.try_into().ok()?) as usize;
-    if bytes.len() <= length {
-        return None;
+/// Of an error, what applications see of it.
+pub fn shown(message: &Message) -> String {
+    let tag = char::from(message.tag());
+    if matches!(message.tag(), b'E' | b'N') && message.body().first() == Some(&b'S') {
+        let ServerError { sqlstate, message } = ServerError::read(&message.bytes);
+        return format!("{tag} {sqlstate} {message}");
     }
-    let frame: Vec<u8> = bytes.drain(..=length).collect();
-    Some((frame[0], frame[5..].to_vec()))
-}
-
-/// A message as a violation shows it. Of an error, what applications see of it.
-pub fn shown((tag, body): &Frame) -> String {
-    let tag_text = char::from(*tag);
-    if matches!(tag, b'E' | b'N') && body.first() == Some(&b'S') {
-        let field = |letter: u8| {
-            let fields = body.split(|byte| *byte == 0);
-            let found = fields.into_iter().find(|field| field.first() == Some(&letter));
-            found.map(|field| String::from_utf8_lossy(&field[1..]).into_owned()).unwrap_or_default()
-        };
-        return format!("{tag_text} {} {}", field(b'C'), field(b'M'));
-    }
-    let text: String = body
-        .iter()
-        .map(|byte| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' })
-        .collect();
-    format!("{tag_text} {text}")
+    let readable = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' };
+    format!("{tag} {}", message.body().iter().map(readable).collect::<String>())
 }

@@ -18,21 +18,16 @@ use tokio::{
     time::sleep,
 };
 
-use super::{
-    backend::Session,
-    frames::{self, Frames},
-};
+use super::{backend::Session, frames};
 use crate::{
-    data_path::lock::locked,
-    wire::message::{
-        Severity, append, append_cstr, authentication_ok, backend_key_data, error_response, ready_for_query,
+    data_path::{lock::locked, relay::notifications::READY, session_state::channels::Notification},
+    wire::{
+        message::{
+            CANCEL_REQUEST, Severity, authentication_ok, backend_key_data, error_response, ready_for_query,
+        },
+        message_reader::{Message, MessageReader},
     },
 };
-
-/// ReadyForQuery between two transactions.
-const READY: [u8; 6] = [b'Z', 0, 0, 0, 5, b'I'];
-
-const CANCEL_REQUEST: u32 = 80_877_102;
 
 /// A host with its backends.
 #[derive(Debug)]
@@ -186,10 +181,10 @@ impl Host {
     }
 
     async fn converse(&self, pipe: &mut DuplexStream, backend: &Backend) -> io::Result<()> {
-        let mut frames = Frames::default();
+        let mut reader = MessageReader::default();
         loop {
-            let next = tokio::select! {
-                next = frames.next(pipe) => next?,
+            let message = tokio::select! {
+                next = frames::next(&mut reader, pipe) => next?,
                 () = backend.notified.notified() => {
                     if locked(&backend.session).is_idle() {
                         let messages = std::mem::take(&mut *locked(&backend.notifications));
@@ -198,22 +193,21 @@ impl Host {
                     continue;
                 }
             };
-            let Some((tag, body)) = next else { return Ok(()) };
-            if tag == b'X' {
+            if message.tag() == b'X' {
                 return Ok(());
             }
             let fault = self.fault();
             let slow = if let Some(Fault::Slow(seconds)) = fault { seconds } else { 0 };
-            let cancelled = self.is_cancelled(backend, tag, &body, slow).await;
-            let mut out = locked(&backend.session).run(tag, &body, cancelled);
+            let cancelled = self.is_cancelled(backend, &message, slow).await;
+            let mut out = locked(&backend.session).run(&message, cancelled);
             self.deliver(backend);
-            if locked(&backend.session).is_idle() && out.ends_with(&READY) {
+            if locked(&backend.session).is_idle() && out.ends_with(READY) {
                 let messages = std::mem::take(&mut *locked(&backend.notifications));
                 out.splice(out.len() - READY.len()..out.len() - READY.len(), messages);
             }
             self.trace(|| {
-                let replies: Vec<_> = frames::all(out.clone()).iter().map(frames::shown).collect();
-                format!("{}: {} -> {}", backend.pid, frames::shown(&(tag, body.clone())), replies.join(" | "))
+                let replies: Vec<_> = frames::all(&out).iter().map(frames::shown).collect();
+                format!("{}: {} -> {}", backend.pid, frames::shown(&message), replies.join(" | "))
             });
             if let Some(sql) = locked(&backend.session).unknown.take() {
                 locked(&self.unknown).push(sql);
@@ -246,11 +240,9 @@ impl Host {
                 if session.startup("database").as_ref() == Some(&database)
                     && session.listening.contains(&channel)
                 {
-                    append(&mut locked(&backend.notifications), b'A', |out| {
-                        out.extend_from_slice(&sender.pid.to_be_bytes());
-                        append_cstr(out, channel.as_bytes());
-                        append_cstr(out, payload.as_bytes());
-                    });
+                    let (channel, payload) = (channel.as_bytes(), payload.as_bytes());
+                    Notification { process_id: sender.pid, channel, payload }
+                        .write(&mut locked(&backend.notifications));
                     backend.notified.notify_one();
                 }
             }
@@ -267,12 +259,12 @@ impl Host {
     }
 
     /// Waits as long as the statement takes, or until it is cancelled.
-    async fn is_cancelled(&self, backend: &Backend, tag: u8, body: &[u8], slow: u64) -> bool {
+    async fn is_cancelled(&self, backend: &Backend, message: &Message, slow: u64) -> bool {
         let mut cancel = pin!(backend.cancel.notified());
         cancel.as_mut().enable();
         self.pause().await;
         sleep(Duration::from_secs(slow)).await;
-        let millis = locked(&backend.session).sleep_ms(tag, body);
+        let millis = locked(&backend.session).sleep_ms(message);
         if millis == 0 {
             return false;
         }

@@ -14,6 +14,8 @@ mod expressions;
 mod frames;
 mod host;
 mod proxy_queries;
+mod requests;
+mod statements;
 mod world;
 
 use std::{

@@ -48,20 +48,19 @@ pub fn answer(sql: &str, parameters: &[Value], session: &mut Session) -> Option<
 /// What a session has left: settings, pins, statements that are missing.
 fn state(sql: &str, parameters: &[Value], session: &Session) -> Vec<Vec<Value>> {
     let text = |text: &str| Some(text.to_owned());
-    let array = |at: usize| elements(parameters.get(at).cloned().flatten().as_deref().unwrap_or_default());
     let mut rows = Vec::new();
     if sql.contains("WHERE source = 'session' AND name <> ALL") {
         let plain = session.settings().filter(|(name, _)| !name.contains('.'));
         rows.extend(plain.map(|(name, value)| vec![text("s"), text(name), text(value), text("t")]));
     }
     let asks_source = sql.contains("coalesce((SELECT source");
-    for name in array(0) {
+    for name in array(parameters, 0) {
         let known = session.settings().any(|(set, _)| set == name);
         let is_set = !asks_source || known || name.contains('.');
         rows.push(vec![text("s"), text(&name), session.value(&name), text(if is_set { "t" } else { "f" })]);
     }
     let ours = |name: &str| name.starts_with("pglobby_");
-    let known = array(1);
+    let known = array(parameters, 1);
     for part in sql.split(" UNION ALL ") {
         let Some(holds) = part.split_once("SELECT 'p', '").map(|(_, rest)| rest) else { continue };
         let (pin, condition) = holds.split_once('\'').unwrap_or_default();
@@ -85,7 +84,7 @@ fn state(sql: &str, parameters: &[Value], session: &Session) -> Vec<Vec<Value>> 
         rows.extend(session.listening.iter().map(|name| vec![text("c"), text(name), text(""), text("t")]));
     }
     if sql.contains("SELECT 'm', n") {
-        let missing = array(2).into_iter().filter(|name| !session.statements.contains_key(name));
+        let missing = array(parameters, 2).into_iter().filter(|name| !session.statements.contains_key(name));
         rows.extend(missing.map(|name| vec![text("m"), Some(name), text(""), text("t")]));
     }
     rows
@@ -93,7 +92,7 @@ fn state(sql: &str, parameters: &[Value], session: &Session) -> Vec<Vec<Value>> 
 
 /// The settings under which a statement was parsed.
 fn parse_settings(parameters: &[Value], session: &Session) -> Vec<Vec<Value>> {
-    let names = elements(parameters.first().cloned().flatten().as_deref().unwrap_or_default());
+    let names = array(parameters, 0);
     let given = names.into_iter().map(|name| (session.value(&name), name));
     let set = session.all_set().map(|(name, value)| (Some(value.to_owned()), name.to_owned()));
     let rows = set.chain(given.filter(|(value, _)| value.as_deref().is_some_and(|value| !value.is_empty())));
@@ -102,16 +101,15 @@ fn parse_settings(parameters: &[Value], session: &Session) -> Vec<Vec<Value>> {
 
 /// Sets the settings under which a statement was parsed, and keeps those that they replace.
 fn enter_settings(parameters: &[Value], session: &mut Session) -> Vec<Vec<Value>> {
-    let array = |at: usize| elements(parameters.get(at).cloned().flatten().as_deref().unwrap_or_default());
-    let (given, listed) = (array(0), array(3));
-    let mut target: Vec<_> = given.iter().cloned().zip(array(1)).collect();
+    let (given, listed) = (array(parameters, 0), array(parameters, 3));
+    let mut target: Vec<_> = given.iter().cloned().zip(array(parameters, 1)).collect();
     let others = session.all_set().map(|(name, _)| name.to_owned());
     let others: Vec<_> = others.filter(|name| !given.contains(name) && !listed.contains(name)).collect();
     target.extend(others.into_iter().map(|name| {
         let value = session.default_value(&name).unwrap_or_default();
         (name, value)
     }));
-    let unlisted = array(2).into_iter().filter(|name| name == "role" || name.contains('.'));
+    let unlisted = array(parameters, 2).into_iter().filter(|name| name == "role" || name.contains('.'));
     let role = parameters.get(4).cloned().flatten().unwrap_or_default();
     target.extend(unlisted.map(|name| {
         let value = if name == "role" { role.clone() } else { String::new() };
@@ -126,9 +124,10 @@ fn enter_settings(parameters: &[Value], session: &mut Session) -> Vec<Vec<Value>
 
 /// Sets startup parameters again that were reset.
 fn restore(parameters: &[Value], session: &mut Session) -> Vec<Vec<Value>> {
-    let array = |at: usize| elements(parameters.get(at).cloned().flatten().as_deref().unwrap_or_default());
     let mut rows = Vec::new();
-    for ((name, value), local) in array(0).into_iter().zip(array(1)).zip(array(2)) {
+    for ((name, value), local) in
+        array(parameters, 0).into_iter().zip(array(parameters, 1)).zip(array(parameters, 2))
+    {
         if !session.has_set(&name) {
             session.set(&name, Some(&value), local.starts_with('t'));
             rows.push(vec![Some(value)]);
@@ -137,8 +136,9 @@ fn restore(parameters: &[Value], session: &mut Session) -> Vec<Vec<Value>> {
     rows
 }
 
-/// The elements of an array's text, such as `{a,"b c"}`.
-fn elements(array: &str) -> Vec<String> {
+/// The elements of a parameter that is an array, such as `{a,"b c"}`.
+fn array(parameters: &[Value], at: usize) -> Vec<String> {
+    let array = parameters.get(at).and_then(Option::as_deref).unwrap_or_default();
     let inner = array.trim_start_matches('{').trim_end_matches('}');
     let parts = inner.split(',').filter(|part| !part.is_empty());
     parts.map(|part| part.trim_matches('"').to_owned()).collect()
