@@ -187,6 +187,33 @@ async fn what_is_reset_outside_a_transaction_is_so_for_the_next_request_on_its_w
     }
 }
 
+/// A BEGIN takes what its batch did before it into its transaction: the end of a failed one undid the restore, and
+/// what was sent together with its COMMIT ran with PostgreSQL's own settings.
+#[tokio::test]
+async fn what_a_failed_transaction_undoes_is_restored_behind_it() {
+    let comparison = one_server().await;
+    let together = |texts: &[&str]| {
+        let parts = texts.iter().map(|text| [parse("", text), bind("", "", &[]), execute("", 0)].concat());
+        parts.chain([sync()]).collect::<Vec<_>>().concat()
+    };
+    for startup in STARTUPS {
+        for end in ["COMMIT", "ROLLBACK"] {
+            let mut twin = comparison.twin(startup).await;
+            let ended = message(b'Q', &c_string(end));
+            for (bytes, syncs) in [
+                ([batch("RESET ALL"), together(&["ROLLBACK", LOOK, "BEGIN"])].concat(), 2),
+                (batch(LOOK), 1),
+                ([batch("SELECT 1/0"), batch(LOOK)].concat(), 2),
+                ([ended, batch(LOOK)].concat(), 2),
+                (batch(LOOK), 1),
+            ] {
+                let [direct, proxied] = twin.told(&bytes, syncs).await;
+                assert_eq!(proxied, direct, "{startup} {end}");
+            }
+        }
+    }
+}
+
 /// Nothing is set again where nothing was reset; and nothing of ours gets into the way.
 #[tokio::test]
 async fn what_is_not_reset_stays() {

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     data_path::session_state::{
         Settings,
-        resets::{PendingRestore, Reset, Resets, forbids_restore},
+        resets::{PendingRestore, Reset, Resets, RestorePlace, forbids_restore},
         server_role::{HiddenCatalogs, ServerRole},
         side_effects::SideEffects,
         state_query::StateChecks,
@@ -83,10 +83,9 @@ impl ClientMessages<'_, '_> {
     fn runs_without_restore(&mut self, tag: u8, mut body: &[u8], pending: &mut PendingRestore) -> bool {
         let replies = &self.server.replies;
         let is_failed = replies.is_status_known() && replies.status() == b'E';
-        if is_failed || replies.is_skipping() || replies.takes_copy_data() {
-            return true;
-        }
-        match tag {
+        let runs_nothing = is_failed || replies.is_skipping() || replies.takes_copy_data();
+        // A failed transaction too may end with this text, which undoes an earlier restore.
+        let runs = match tag {
             b'F' => false,
             b'Q' => {
                 pending.portal_bound(b"");
@@ -114,11 +113,12 @@ impl ClientMessages<'_, '_> {
             }
             b'E' => pending.skip_portal.as_deref() == cstr(&mut body).ok(),
             _ => true,
-        }
+        };
+        runs || runs_nothing
     }
 
-    /// Whether the text must run without a restore before it. If it undoes an earlier restore of this batch,
-    /// the restore is repeated.
+    /// Whether the text must run without a restore before it. If it undoes an earlier restore, the restore is
+    /// repeated.
     fn text_runs_without_restore(text: Result<&[u8], FrameError>, pending: &mut PendingRestore) -> bool {
         let runs = forbids_restore(text.unwrap_or_default());
         if runs {
@@ -131,7 +131,11 @@ impl ClientMessages<'_, '_> {
     fn send_due_restore(&mut self, pending: &mut PendingRestore) {
         let replies = &mut self.server.replies;
         let apart = replies.admits_own_batch();
-        let due = pending.take_due(apart);
+        let due = pending.take_due(match apart {
+            false => RestorePlace::ClientBatch,
+            true if replies.is_status_known() && replies.status() == b'I' => RestorePlace::Transaction,
+            true => RestorePlace::OwnBatch,
+        });
         if due.is_empty() {
             return;
         }

@@ -144,13 +144,26 @@ const NAMES_MAX: usize = 1000;
 pub struct PendingRestore {
     /// Restored before the next request.
     due: Vec<Reset>,
-    /// Restored within a batch that may still fail and roll back the restore but not the reset (which ran
-    /// before the batch). Therefore repeated after the batch.
+    /// Restored within a batch of the client, which may still fail and roll back the restore but not the reset
+    /// (which ran before the batch). Therefore repeated behind the batch.
     repeated: Vec<Reset>,
+    /// Restored in a batch of the proxy, perhaps within a transaction of the client. Repeated behind its end.
+    in_transaction: Vec<Reset>,
     /// Resets of bound portals that have not run yet.
     bound: Vec<(Box<[u8]>, Vec<Reset>)>,
     /// The portal before which nothing is restored.
     pub skip_portal: Option<Box<[u8]>>,
+}
+
+/// Where a restore runs, which decides what can still roll it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestorePlace {
+    /// Within a batch of the client.
+    ClientBatch,
+    /// In a batch of the proxy, perhaps within a transaction of the client.
+    OwnBatch,
+    /// In a batch of the proxy that is a transaction of its own.
+    Transaction,
 }
 
 /// Limit of bound portals with resets; beyond it, a reset counts as run at Bind.
@@ -161,8 +174,9 @@ impl PendingRestore {
     pub fn record(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
         let taken = resets.startup_parameters(startup);
         if resets.sets_role() {
-            self.due.retain(|reset| *reset.name != *"role");
-            self.repeated.retain(|reset| *reset.name != *"role");
+            for resets in [&mut self.due, &mut self.repeated, &mut self.in_transaction] {
+                resets.retain(|reset| *reset.name != *"role");
+            }
         }
         match portal {
             _ if taken.is_empty() => {}
@@ -185,24 +199,31 @@ impl PendingRestore {
         }
     }
 
-    /// Returns what to restore now: in a batch of its own (`separate_batch`), or within the client's.
-    pub fn take_due(&mut self, separate_batch: bool) -> Vec<Reset> {
+    /// Returns what to restore now, at this place.
+    pub fn take_due(&mut self, place: RestorePlace) -> Vec<Reset> {
         let mut due = std::mem::take(&mut self.due);
-        match separate_batch {
-            true => merge(&mut due, std::mem::take(&mut self.repeated)),
-            false => merge(&mut self.repeated, due.clone()),
+        if place == RestorePlace::ClientBatch {
+            merge(&mut self.repeated, due.clone());
+            return due;
+        }
+        merge(&mut due, std::mem::take(&mut self.repeated));
+        match place {
+            RestorePlace::Transaction => merge(&mut due, std::mem::take(&mut self.in_transaction)),
+            _ => merge(&mut self.in_transaction, due.clone()),
         }
         due
     }
 
-    /// Schedules a second restore, because a failed batch may have rolled back the first.
+    /// Schedules a second restore, because the end of a transaction may have rolled back the first.
     pub fn repeat_restore(&mut self) {
         merge(&mut self.due, std::mem::take(&mut self.repeated));
+        merge(&mut self.due, std::mem::take(&mut self.in_transaction));
     }
 
     /// Returns whether nothing needs to be restored.
     pub fn is_empty(&self) -> bool {
-        self.due.is_empty() && self.repeated.is_empty() && self.bound.is_empty()
+        [&self.due, &self.repeated, &self.in_transaction].iter().all(|resets| resets.is_empty())
+            && self.bound.is_empty()
     }
 }
 
@@ -253,7 +274,7 @@ mod tests {
         if let Some(resets) = read.resets {
             pending.record(&resets, &startup(), None);
         }
-        let due = pending.take_due(true).into_iter();
+        let due = pending.take_due(RestorePlace::Transaction).into_iter();
         let shown = due.map(|reset| format!("{}{}", if reset.local { "~" } else { "" }, reset.name));
         shown.collect::<Vec<_>>().join(" ")
     }
@@ -294,11 +315,11 @@ mod tests {
         pending.portal_runs(b"three");
         pending.portal_bound(b"two");
         pending.portal_runs(b"two");
-        assert!(pending.take_due(false).is_empty() && !pending.is_empty());
+        assert!(pending.take_due(RestorePlace::ClientBatch).is_empty() && !pending.is_empty());
         pending.portal_runs(b"one");
-        assert_eq!(pending.take_due(false).len(), 3);
-        assert!(pending.take_due(false).is_empty(), "once in a batch");
-        assert_eq!(pending.take_due(true).len(), 3, "once more behind it");
+        assert_eq!(pending.take_due(RestorePlace::ClientBatch).len(), 3);
+        assert!(pending.take_due(RestorePlace::ClientBatch).is_empty(), "once in a batch");
+        assert_eq!(pending.take_due(RestorePlace::Transaction).len(), 3, "once more behind it");
         assert!(pending.is_empty());
     }
 
