@@ -3,7 +3,6 @@
 use std::{io, process::Command, time::Instant};
 
 use crate::{
-    Plan,
     client::Client,
     sample::{Metric, Outcome, of_requests},
     stand::{Pooler, Stand, Target},
@@ -38,7 +37,7 @@ const FUNCTIONS: usize = 50;
 const RESTORED: &str = "ddl_restored";
 
 impl Ddl {
-    pub async fn run(self, stand: &mut Stand, pooler: Pooler, plan: &Plan) -> Outcome {
+    pub async fn run(self, stand: &mut Stand, pooler: Pooler) -> Outcome {
         let database = if self.dynamic { "ddl_dynamic" } else { "ddl_plain" };
         for name in [database, RESTORED] {
             if stand.need_tenant(name).await && name == database {
@@ -48,11 +47,11 @@ impl Ddl {
         }
         match self.what {
             What::Restore => restore(stand, database, pooler).await,
-            _ => self.define(stand, database, pooler, plan).await.map_err(in_words)?,
+            _ => self.define(stand, database, pooler).await.map_err(in_words)?,
         }
     }
 
-    async fn define(self, stand: &Stand, database: &str, pooler: Pooler, plan: &Plan) -> io::Result<Outcome> {
+    async fn define(self, stand: &Stand, database: &str, pooler: Pooler) -> io::Result<Outcome> {
         let prepare =
             ["DROP SCHEMA IF EXISTS made CASCADE", "CREATE SCHEMA made", "CREATE TABLE made.altered ()"];
         run_all(&stand.target(Pooler::Direct).at(database), &prepare.map(str::to_owned)).await?;

@@ -253,7 +253,7 @@ impl Load {
             Self::Neighbour(noise) => neighbour(noise, stand, pooler, plan).await,
             Self::Cold { known } => cold::first_query(stand, pooler, *known, plan, round).await,
             Self::Used => fleet::used_tenants(stand, pooler, plan).await,
-            Self::Ddl(ddl) => ddl.run(stand, pooler, plan).await,
+            Self::Ddl(ddl) => ddl.run(stand, pooler).await,
         }
     }
 
