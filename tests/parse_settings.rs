@@ -370,3 +370,67 @@ async fn clients_that_agree_on_what_matters_share_a_statement() {
     // Each client's own Parse is one.
     assert_eq!(proxy.metric("pglobby_server_parses_total{tenant=\"acme\"}").await, 3.0);
 }
+
+/// A text went to the server in one write with the session's own settings, but was read under those that the last session had
+/// left there: what stood behind a literal with a backslash was not seen, and the next session had that role.
+#[tokio::test]
+async fn a_text_is_read_under_the_settings_that_go_to_the_server_before_it() {
+    let comparison = Comparison::start(1, "").await;
+    let query = |sql: &[u8]| support::wire::message(b'Q', &[sql, b"\0"].concat());
+    let extended = |sql: &str| [parse("x", sql), bind("", "x", &[]), execute("", 0), sync()].concat();
+    let look = "SELECT current_setting('role'), current_setting('search_path'), current_setting('work_mem')";
+    let left = ["SET standard_conforming_strings = off", "SET standard_conforming_strings = on"];
+    let sjis = [b"SELECT E'\x95\x5c'; SET work_mem = '7MB' --'".as_slice()].concat();
+    let cases: [(&str, &[&str], Vec<u8>); 5] = [
+        (left[0], &[], query(br"SELECT 'C:\'; SET ROLE two --'")),
+        (left[0], &[], query(br"SELECT 'C:\'; SET search_path = two --'")),
+        (left[0], &[], extended(r"SELECT 'C:\', set_config('role', 'two', false) --'")),
+        (left[0], &["PREPARE q AS SELECT 1"], query(br"SELECT 'C:\', '; EXECUTE q; --'")),
+        (left[1], &["SET client_encoding = 'SJIS'"], query(&sjis)),
+    ];
+    for (left_there, own, bytes) in cases {
+        let mut session = comparison.twin("").await;
+        for sql in own {
+            session.query(sql).await;
+        }
+        let mut last = comparison.twin("").await;
+        last.query(left_there).await;
+        session.send(&String::from_utf8_lossy(&bytes), std::slice::from_ref(&bytes)).await;
+        comparison.twin("").await.query(look).await;
+    }
+}
+
+/// The same where the session itself changes them, and what follows is on its way already.
+#[tokio::test]
+async fn a_text_is_read_under_the_settings_that_the_text_before_it_leaves() {
+    let comparison = Comparison::start(1, "").await;
+    let query = |sql: &str| support::wire::message(b'Q', &support::wire::c_string(sql));
+    let part = |sql: &str| [parse("", sql), bind("", "", &[]), execute("", 0)].concat();
+    let hidden = r"SELECT 'C:\'; SET ROLE two --'";
+    let (on, off) = ("SET standard_conforming_strings = on", "SET standard_conforming_strings = off");
+    let cases = [
+        vec![query(on), query(hidden)],
+        vec![query("BEGIN; SET standard_conforming_strings = on"), query(hidden), query("COMMIT")],
+        vec![
+            query(&format!("BEGIN; {on}; ROLLBACK; BEGIN; {on}")),
+            query("ROLLBACK"),
+            query(off),
+            query(on),
+            query(hidden),
+        ],
+        vec![query("RESET standard_conforming_strings"), query(hidden)],
+        vec![[part(on), part(r"SELECT 'C:\', set_config('role', 'two', false) --'"), sync()].concat()],
+    ];
+    for messages in cases {
+        let mut session = comparison.twin("").await;
+        session.query(off).await;
+        let bytes = messages.concat();
+        session.direct.send_bytes(&bytes).await;
+        session.proxied.send_bytes(&bytes).await;
+        for _ in &messages {
+            let told = outcome(&session.direct.until_ready().await);
+            assert_eq!(outcome(&session.proxied.until_ready().await), told);
+        }
+        comparison.twin("").await.query("SELECT current_setting('role')").await;
+    }
+}

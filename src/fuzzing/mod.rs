@@ -138,7 +138,7 @@ pub fn scram_of_servers(bytes: &[u8]) {
 /// A text as a query and as a function's body. A text that is plain at a glance is plain.
 pub fn sql(bytes: &[u8]) {
     for standard_conforming_strings in [true, false] {
-        for encoding in [&b"UTF8"[..], b"SJIS", b"BIG5", b"GB18030"] {
+        for encoding in ["UTF8", "SJIS", "BIG5", "GB18030"] {
             let lexing =
                 Lexing { standard_conforming_strings, characters: Characters::of_client_encoding(encoding) };
             let found = SideEffects::read(bytes, lexing);

@@ -8,6 +8,7 @@ use std::{
 use super::{
     client_side::{SessionRules, violation},
     ensure_prepared::{AWAIT_REPLIES, Ensured, WaitReason},
+    pending_checks::LEXER_SETTINGS,
     pending_replies::{Origin, Request},
     prepare::describe_parsed,
     return_to_tenant::{CurrentTenant, ReturnState},
@@ -53,9 +54,18 @@ pub struct ClientMessages<'a, 'c> {
 
 impl ClientMessages<'_, '_> {
     #[inline]
-    pub(super) fn message(&mut self, tag: u8, bytes: &[u8], whole: bool) -> Handled {
+    pub(super) fn message(&mut self, tag: u8, bytes: &[u8], mut whole: bool) -> Handled {
         if self.server.checks.pending.is_some() {
             self.restore_startup(tag, bytes);
+        }
+        if self.server.lexing_changes && matches!(tag, b'Q' | b'P') && self.may_be_read_otherwise(bytes) {
+            // A text must be read as the server will read it, so after the replies. Where they come only after a
+            // Sync of the client, it is not read.
+            if !self.server.replies.is_unsynced() {
+                self.server.replies.wait_for_all();
+                return AWAIT_REPLIES;
+            }
+            whole = false;
         }
         if self.rules.current_tenant != CurrentTenant::First && !self.may_run(tag, bytes, whole)? {
             return CONTINUE;
@@ -87,6 +97,14 @@ impl ClientMessages<'_, '_> {
         }
         self.out.pass(bytes);
         CONTINUE
+    }
+
+    /// Whether pending replies may change what a text means: only one with a backslash or other letters than ASCII's
+    /// is read differently.
+    #[cold]
+    fn may_be_read_otherwise(&self, bytes: &[u8]) -> bool {
+        let text = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        self.server.replies.pending() > 0 && text.iter().any(|byte| *byte == b'\\' || !byte.is_ascii())
     }
 
     #[inline]
@@ -500,6 +518,7 @@ fn record_side_effects(
     server: &mut ServerSide,
 ) {
     server.checks.record(side_effects, alone);
+    server.lexing_changes |= changes_lexing(side_effects);
     if let Some(names) = &side_effects.custom_names {
         server.custom.set(rules.shared_statements.custom_names.all(names.iter().map(|name| &**name)));
     }
@@ -510,6 +529,17 @@ fn record_side_effects(
     if side_effects.checks.contains(StateChecks::FUNCTIONS) {
         server.checks.changes_functions(&rules.functions, side_effects.only_defines);
     }
+}
+
+/// Whether a text names a setting that changes how the server reads string literals.
+#[inline]
+fn changes_lexing(side_effects: &SideEffects) -> bool {
+    let SideEffects { names, resets, .. } = side_effects;
+    (names.is_some() || resets.is_some())
+        && LEXER_SETTINGS.iter().any(|setting| {
+            names.as_ref().is_some_and(|names| names.iter().any(|name| **name == **setting))
+                || resets.as_ref().is_some_and(|resets| resets.is_reset(setting))
+        })
 }
 
 #[inline]

@@ -4,6 +4,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
     client_messages::ClientMessages,
+    parameter_reports::lexing_under,
     restore_settings::{is_of_object, make_known, restore_settings},
     return_to_tenant::{CurrentTenant, ReturnState},
     sequences::SequenceUse,
@@ -206,6 +207,7 @@ impl ClientSide {
         if begins {
             self.update_parse_settings();
             server.checks.begin();
+            server.lexing_changes = false;
             server.begin_lease(self, out);
             server.discard_sequences_at_lease_start(&self.sequence_use, &self.rules, out);
         }
@@ -219,6 +221,7 @@ impl ClientSide {
                 statements.set_unnamed(0);
             }
             *applied = self.wanted.clone();
+            server.lexing = lexing_under(&self.wanted, server.lexing_at_start);
             server.custom.ever.insert(self.wanted_custom);
         }
         if begins && !self.custom.is_within(server.custom.ever) {

@@ -1,10 +1,12 @@
 //! ParameterStatus: what a server reports, and what its client is sent.
 
-use super::{client_side::ClientSide, pending_replies::Origin, server_side::ServerSide};
+use super::{
+    client_side::ClientSide, pending_checks::LEXER_SETTINGS, pending_replies::Origin, server_side::ServerSide,
+};
 use crate::{
     data_path::{
-        session_state::parameter_status::ReportedParameters,
-        sql::{Characters, Lexing},
+        session_state::{Settings, parameter_status::ReportedParameters},
+        sql::Lexing,
     },
     wire::{
         frame::{HEADER_BYTES, cstr},
@@ -67,17 +69,26 @@ impl ServerSide {
         }
         if self.reported.set(&name, value) {
             (self.parameters_changed, self.parameters_differ) = (true, true);
-            self.lexing = lexing(&self.reported);
+            // Not the others: settings that were sent before are not reported yet.
+            self.lexing = self.lexing.with(&name.to_ascii_lowercase(), &String::from_utf8_lossy(value));
         }
         Some(name.to_ascii_lowercase())
     }
 }
 
-/// How a server with these parameters reads string literals.
+/// How a server that has reported these parameters reads string literals.
 pub(super) fn lexing(reported: &ReportedParameters) -> Lexing {
-    let value = |wanted: &str| reported.text(wanted);
-    Lexing {
-        standard_conforming_strings: value("standard_conforming_strings") != Some("off"),
-        characters: Characters::of_client_encoding(value("client_encoding").unwrap_or_default().as_bytes()),
-    }
+    lexing_of(|name| reported.text(name), Lexing::default())
+}
+
+/// How a server with these settings reads string literals; `default`: without them.
+pub(super) fn lexing_under(settings: &Settings, default: Lexing) -> Lexing {
+    lexing_of(|name| settings.get(name), default)
+}
+
+fn lexing_of<'v>(value: impl Fn(&str) -> Option<&'v str>, default: Lexing) -> Lexing {
+    LEXER_SETTINGS.iter().fold(default, |lexing, name| match value(name) {
+        Some(value) => lexing.with(name, value),
+        None => lexing,
+    })
 }

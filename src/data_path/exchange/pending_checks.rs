@@ -540,7 +540,8 @@ impl PendingChecks {
 }
 
 /// Parameters that change how PostgreSQL's lexer reads a text.
-const LEXER_SETTINGS: [&str; 3] = ["backslash_quote", "client_encoding", "standard_conforming_strings"];
+pub(super) const LEXER_SETTINGS: [&str; 3] =
+    ["backslash_quote", "client_encoding", "standard_conforming_strings"];
 
 /// All parameters' values, and then those of a new session, for a role that may not read pg_settings. SHOW
 /// needs no privilege.

@@ -98,6 +98,11 @@ pub struct ServerSide {
     /// The reported parameters may differ from those that the client was sent.
     pub(super) parameters_differ: bool,
     pub(super) lexing: Lexing,
+    /// To which RESET ALL returns.
+    pub(super) lexing_at_start: Lexing,
+    /// What the client has sent in this lease may change how the server reads string literals: [`ServerSide::lexing`] is
+    /// right only when all replies are there.
+    pub(super) lexing_changes: bool,
 }
 
 /// The events in bytes from the server.
@@ -137,6 +142,8 @@ impl ServerSide {
             statements: ServerStatements::new(prepared_max),
             settings_answer: Some(Settings::default()),
             lexing: lexing(&reported),
+            lexing_at_start: lexing(&reported),
+            lexing_changes: false,
             reported,
             parameters_changed: true,
             ..Self::default()

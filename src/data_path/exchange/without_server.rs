@@ -2,15 +2,11 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use super::{client_side::ClientSide, return_to_tenant::CurrentTenant};
+use super::{client_side::ClientSide, parameter_reports::lexing_under, return_to_tenant::CurrentTenant};
 use crate::{
     data_path::{
-        functions::FunctionEffects,
-        memory_limit::Account,
-        prepared::shared_statements::SharedStatements,
-        session_state::side_effects::SideEffects,
-        sql::{Characters, Lexing},
-        tenant::TenantAccess,
+        functions::FunctionEffects, memory_limit::Account, prepared::shared_statements::SharedStatements,
+        session_state::side_effects::SideEffects, sql::Lexing, tenant::TenantAccess,
     },
     error::Limit,
     wire::frame::cstr,
@@ -19,12 +15,7 @@ use crate::{
 impl ClientSide {
     /// How a server would read string literals for this session.
     pub fn lexing(&self) -> Lexing {
-        Lexing {
-            standard_conforming_strings: self.wanted.get("standard_conforming_strings") != Some("off"),
-            characters: Characters::of_client_encoding(
-                self.wanted.get("client_encoding").unwrap_or_default().to_ascii_uppercase().as_bytes(),
-            ),
-        }
+        lexing_under(&self.wanted, Lexing::default())
     }
 
     /// Prepares a statement without a server. `body` is the Parse message after the name. The Parse goes to a

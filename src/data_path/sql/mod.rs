@@ -384,6 +384,20 @@ pub enum Copy {
     OnServer,
 }
 
+impl Lexing {
+    /// The same after a parameter (in lower case) was set to this value, in any spelling that PostgreSQL takes.
+    pub fn with(self, name: &str, value: &str) -> Self {
+        match name {
+            "standard_conforming_strings" => {
+                let standard_conforming_strings = set_config::boolean(value.as_bytes()) != Some(false);
+                Self { standard_conforming_strings, ..self }
+            }
+            "client_encoding" => Self { characters: Characters::of_client_encoding(value), ..self },
+            _ => self,
+        }
+    }
+}
+
 impl Default for Lexing {
     /// The state at session start.
     fn default() -> Self {
@@ -401,10 +415,14 @@ impl Lexing {
 
 impl Characters {
     /// Returns the type for a `client_encoding` that the server reports.
-    pub fn of_client_encoding(name: &[u8]) -> Self {
-        match name {
-            b"SJIS" | b"SHIFT_JIS_2004" => Self::ShiftJis,
-            b"BIG5" | b"GBK" | b"GB18030" | b"UHC" | b"JOHAB" => Self::DoubleByte,
+    pub fn of_client_encoding(name: &str) -> Self {
+        let letters = name.bytes().filter(u8::is_ascii_alphanumeric).map(|byte| byte.to_ascii_lowercase());
+        match &*letters.collect::<Vec<u8>>() {
+            b"sjis" | b"shiftjis" | b"mskanji" | b"win932" | b"windows932" | b"shiftjis2004" => {
+                Self::ShiftJis
+            }
+            b"big5" | b"win950" | b"windows950" | b"gbk" | b"win936" | b"windows936" | b"gb18030"
+            | b"uhc" | b"win949" | b"windows949" | b"johab" => Self::DoubleByte,
             _ => Self::AsciiSafe,
         }
     }

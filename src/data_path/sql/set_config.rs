@@ -202,7 +202,7 @@ fn argument<'a>(reader: &mut Reader<'a>) -> Option<Argument<'a>> {
 }
 
 /// PostgreSQL's `boolin`.
-fn boolean(text: &[u8]) -> Option<bool> {
+pub(super) fn boolean(text: &[u8]) -> Option<bool> {
     let text = identifiers::folded(text.trim_ascii());
     let starts = |whole: &[u8]| !text.is_empty() && whole.starts_with(&text);
     match &*text {
