@@ -1,33 +1,29 @@
-//! The host's budget: how many server connections a host may have over all its tenants, and which pool gets
-//! the next one.
+//! The host's budget: how many server connections a host may have over all its tenants. `fair_share.rs`
+//! decides who gets the next one.
 //!
-//! Each open server holds a [`Permit`]; dropping the server frees it. A pool that finds the budget spent
-//! enters a queue, and opens a server when a permit is free. First an idle server of the least recently used
-//! pool is closed for it. While the queue is not empty, a pool closes a server that comes back after [`HOLD`]
-//! instead of keeping it.
+//! Each open server holds a [`Permit`]; dropping the server frees it. A pool that finds no place for a server
+//! waits for a permit, and opens one when its turn comes. An idle server of the least recently used pool is
+//! closed for it. While pools wait, a pool that has more than its share closes the server that comes back.
 //!
 //! When a host refuses connections as full (others use it as well, or it has no budget), its budget is reduced
 //! for [`FULL_FOR`] to slightly below the number open at that time. This leaves connections for other tenants
 //! and for operators.
 
 use std::{
-    collections::VecDeque,
     sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::Pool;
+use super::{
+    Pool, PooledServer,
+    fair_share::{Claim, FairShares},
+};
 use crate::data_path::lock::locked;
-
-/// How long a server stays in its pool although another pool needs its permit. Without it, pools open a
-/// connection per query. Measured with 1 ms queries and 3 ms connects: 0 ms gives 1,016 queries a second, 20
-/// ms 2,138, 100 ms 822 (longer waits).
-pub const HOLD: Duration = Duration::from_millis(20);
 
 /// How long a host counts as full after it has refused a connection.
 const FULL_FOR: Duration = Duration::from_secs(10);
@@ -36,31 +32,43 @@ const SPARE_OF: usize = 8;
 const SPARE_MAX: usize = 3;
 
 /// One host's budget.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HostBudget {
     /// `hosts.max_connections`; `usize::MAX` where there is no limit.
     limit: AtomicUsize,
     /// The limit of a host that was found full, and until when it holds.
     found: Mutex<Option<(usize, Instant)>>,
-    live: AtomicUsize,
-    /// Length of `queue`; read without the lock whenever a server is given back.
-    queued: AtomicUsize,
-    queue: Mutex<VecDeque<Weak<Pool>>>,
+    shares: Mutex<FairShares<Weak<Pool>>>,
+    /// [`FairShares::is_pressed`]; read without the lock whenever a server is given back.
+    is_pressed: AtomicBool,
     pools: Mutex<Vec<Weak<Pool>>>,
 }
 
 /// One server's share of the host's budget and of its pool's size. Dropping it frees both: then its own pool,
-/// if sessions wait there, and the first pool in the queue try to open a server.
+/// if sessions wait there, and those for whom there is a place now try to open a server.
 #[derive(Debug)]
 pub struct Permit {
     budget: Arc<HostBudget>,
-    pool: Weak<Pool>,
+    claim: Claim,
+    /// `None`: a server beside the pool.
+    pool: Option<Weak<Pool>>,
+    /// Its server is being closed for another pool.
+    is_closing: bool,
+}
+
+impl Permit {
+    /// Its server is being closed for another pool, which opens one when this permit is dropped.
+    pub fn begin_closing(&mut self) {
+        if !std::mem::replace(&mut self.is_closing, true) {
+            self.budget.with_shares(|shares, _| shares.begin_closing());
+        }
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.live.fetch_sub(1, Ordering::AcqRel);
-        if let Some(pool) = self.pool.upgrade() {
+        self.budget.with_shares(|shares, _| shares.give_up(&self.claim, self.is_closing));
+        if let Some(pool) = self.pool.as_ref().and_then(Weak::upgrade) {
             pool.connector.live.fetch_sub(1, Ordering::SeqCst);
             if pool.waiting() > 0 {
                 pool.open_wanted_soon();
@@ -70,17 +78,38 @@ impl Drop for Permit {
     }
 }
 
+/// Whether the pools that wait for a permit want one still. They live as long as this: the last reference to a
+/// pool, with idle servers and their permits, must not be dropped under the lock.
+#[derive(Default)]
+struct Seen(Vec<Arc<Pool>>);
+
+impl Seen {
+    fn wants(&mut self, pool: &Weak<Pool>) -> bool {
+        let Some(pool) = pool.upgrade() else { return false };
+        let wants = pool.wants_more();
+        self.0.push(pool);
+        wants
+    }
+}
+
 impl HostBudget {
     /// A budget of `limit` server connections; `None`: no limit.
     pub fn new(limit: Option<u32>) -> Arc<Self> {
-        let budget = Self::default();
+        let budget = Self {
+            limit: AtomicUsize::new(usize::MAX),
+            found: Mutex::default(),
+            shares: Mutex::new(FairShares::new(usize::MAX)),
+            is_pressed: AtomicBool::new(false),
+            pools: Mutex::default(),
+        };
         budget.set_limit(limit);
         Arc::new(budget)
     }
 
-    /// The host's row has changed. A smaller limit takes effect as servers are closed.
+    /// The host's row has changed. A smaller limit takes effect as servers are given back.
     pub fn set_limit(&self, limit: Option<u32>) {
         self.limit.store(limit.map_or(usize::MAX, |limit| limit as usize), Ordering::Release);
+        self.with_shares(|_, _| ());
     }
 
     /// Adds a pool of this host; its idle servers may be closed for other pools.
@@ -90,46 +119,96 @@ impl HostBudget {
         pools.push(Arc::downgrade(pool));
     }
 
-    /// Whether a pool waits for a permit.
+    /// Whether a server that is given back may have to be closed.
     #[inline]
-    pub fn is_permit_wanted(&self) -> bool {
-        self.queued.load(Ordering::Relaxed) > 0
+    pub fn is_pressed(&self) -> bool {
+        self.is_pressed.load(Ordering::Relaxed)
     }
 
     /// Server connections, open or being opened.
     pub fn live(&self) -> usize {
-        self.live.load(Ordering::Relaxed)
+        locked(&self.shares).live()
     }
 
-    /// A permit for `pool`; an idle server of another pool is closed for it if need be. `None`: the pool is
-    /// in the queue, and [`Pool::open_wanted_soon`] is called when a permit is free.
+    fn with_shares<T>(&self, work: impl FnOnce(&mut FairShares<Weak<Pool>>, &mut Seen) -> T) -> T {
+        let mut seen = Seen::default();
+        let mut shares: MutexGuard<'_, _> = locked(&self.shares);
+        shares.set_limit(self.limit_now());
+        let result = work(&mut shares, &mut seen);
+        self.is_pressed.store(shares.is_pressed(), Ordering::Relaxed);
+        drop(shares);
+        drop(seen);
+        result
+    }
+
+    /// A permit for `pool`. `None`: the pool waits for one, and [`Pool::open_wanted_soon`] is called when there is
+    /// a place for it; an idle server of another pool is closed for it if need be.
     pub fn acquire(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
-        if let Some(permit) = self.try_acquire(pool) {
-            return Some(permit);
+        let claim = pool.claim();
+        if !self.take(pool, &claim) {
+            if !self.with_shares(|shares, seen| shares.is_served(&claim, |other| seen.wants(other))) {
+                self.close_one_idle(pool);
+            }
+            return None;
         }
-        // In the queue first: a permit freed from here on finds the pool there.
-        self.enqueue(pool);
-        self.close_one_idle(Some(pool));
-        let permit = self.try_acquire(pool)?;
-        self.withdraw(pool);
-        Some(permit)
+        pool.connector.live.fetch_add(1, Ordering::SeqCst);
+        Some(self.permit(claim, Some(Arc::downgrade(pool))))
     }
 
     /// A permit for a server beside `pool`, which does not count in its size; now or not at all.
     pub fn acquire_beside(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
-        let counted = self.try_count() || {
-            self.close_one_idle(Some(pool));
-            self.try_count()
+        let claim = pool.claim();
+        let taken = self.take(pool, &claim) || {
+            drop(self.take_idle_for(pool));
+            self.take(pool, &claim)
         };
-        counted.then(|| Permit { budget: self.clone(), pool: Weak::new() })
+        if !taken && !pool.wants_more() {
+            self.with_shares(|shares, _| shares.withdraw(&claim));
+        }
+        taken.then(|| self.permit(claim, None))
     }
 
-    fn try_count(&self) -> bool {
-        let limit = self.limit_now();
-        let counted = self
-            .live
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |live| (live < limit).then_some(live + 1));
-        counted.is_ok()
+    fn permit(self: &Arc<Self>, claim: Claim, pool: Option<Weak<Pool>>) -> Permit {
+        Permit { budget: self.clone(), claim, pool, is_closing: false }
+    }
+
+    fn take(&self, pool: &Arc<Pool>, claim: &Claim) -> bool {
+        let waiter = Arc::downgrade(pool);
+        self.with_shares(|shares, seen| {
+            let own = waiter.clone();
+            shares.take(claim, waiter, Instant::now(), |other| Weak::ptr_eq(other, &own) || seen.wants(other))
+        })
+    }
+
+    /// Whether `pool` must close a server that has come back, of this age, for another pool.
+    #[cold]
+    pub fn must_give_up(&self, pool: &Pool, age: Duration) -> bool {
+        let claim = pool.claim();
+        self.with_shares(|shares, seen| {
+            shares.must_give_up(&claim, age, Instant::now(), |other| seen.wants(other))
+        })
+    }
+
+    /// Called from time to time while sessions of `pool` wait. If it is the next one to get a permit: servers of
+    /// others may be idle for long enough now, and sessions of tenants with a higher load may keep servers that
+    /// they can return.
+    pub fn look_again(&self, pool: &Arc<Pool>) {
+        if !self.is_next(pool) {
+            return;
+        }
+        pool.open_wanted();
+        if self.is_next(pool) {
+            let claim = pool.claim();
+            let has_more =
+                |other: &Pool| self.with_shares(|shares, _| shares.has_at_most(&claim, &other.claim()));
+            self.others(Some(pool)).iter().any(|other| has_more(other) && other.call_back_pinned());
+        }
+    }
+
+    fn is_next(&self, pool: &Pool) -> bool {
+        let claim = pool.claim();
+        self.is_pressed()
+            && self.with_shares(|shares, seen| shares.is_next(&claim, |other| seen.wants(other)))
     }
 
     fn found_limit(&self) -> usize {
@@ -149,80 +228,62 @@ impl HostBudget {
         let limit = known.min(open.saturating_sub(spare)).max(1);
         let found = Some((limit, Instant::now() + FULL_FOR));
         *locked(&self.found) = found;
+        self.with_shares(|_, _| ());
         for _ in 0..(open + permits).saturating_sub(limit).max(1) {
-            self.close_one_idle(requester);
+            if let Some((pool, server)) = self.take_idle(requester, |_| Duration::ZERO) {
+                pool.close(server);
+            }
         }
     }
 
-    fn try_acquire(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
-        if !self.try_count() {
-            return None;
+    /// Tells the pools for whom there is a place now.
+    fn offer(&self) {
+        if !self.is_pressed() {
+            return;
         }
-        pool.connector.live.fetch_add(1, Ordering::SeqCst);
-        Some(Permit { budget: self.clone(), pool: Arc::downgrade(pool) })
-    }
-
-    fn enqueue(&self, pool: &Arc<Pool>) {
-        let mut queue = locked(&self.queue);
-        if !queue.iter().any(|queued| queued.as_ptr() == Arc::as_ptr(pool)) {
-            queue.push_back(Arc::downgrade(pool));
+        let served = self.with_shares(|shares, seen| shares.may_take(|other| seen.wants(other)));
+        for pool in served.iter().filter_map(Weak::upgrade) {
+            pool.open_wanted_soon();
         }
-        self.queued.store(queue.len(), Ordering::Release);
-    }
-
-    fn withdraw(&self, pool: &Arc<Pool>) {
-        let mut queue = locked(&self.queue);
-        queue.retain(|queued| queued.as_ptr() != Arc::as_ptr(pool));
-        self.queued.store(queue.len(), Ordering::Release);
-    }
-
-    /// Offers a free permit to the pools in the queue, one after another: the first may have no use for it any
-    /// more.
-    fn offer(self: &Arc<Self>) {
-        if self.is_permit_wanted()
-            && self.has_room()
-            && let Some(pool) = self.next_in_queue()
-        {
-            let budget = self.clone();
-            pool.worker.clone().spawn(async move {
-                pool.open_wanted();
-                budget.offer();
-            });
-        }
-    }
-
-    fn has_room(&self) -> bool {
-        self.live() < self.limit_now()
     }
 
     fn limit_now(&self) -> usize {
         self.limit.load(Ordering::Acquire).min(self.found_limit())
     }
 
-    fn next_in_queue(&self) -> Option<Arc<Pool>> {
-        let mut queue = locked(&self.queue);
-        let mut next = None;
-        while next.is_none() {
-            let Some(queued) = queue.pop_front() else { break };
-            next = queued.upgrade();
+    /// Closes an idle server of another pool for `requester`.
+    fn close_one_idle(&self, requester: &Arc<Pool>) {
+        if let Some((pool, server)) = self.take_idle_for(requester) {
+            pool.close(server);
         }
-        self.queued.store(queue.len(), Ordering::Release);
-        next
     }
 
-    /// Closes an idle server of the least recently used pool, other than `requester`. The server is dropped
-    /// without a lock: its permit's drop takes the locks.
-    fn close_one_idle(&self, requester: Option<&Arc<Pool>>) {
-        let mut others: Vec<Arc<Pool>> = {
-            let pools = locked(&self.pools);
-            pools
-                .iter()
-                .filter_map(Weak::upgrade)
-                .filter(|pool| requester.is_none_or(|requester| !Arc::ptr_eq(pool, requester)))
-                .collect()
-        };
+    fn take_idle_for(&self, requester: &Arc<Pool>) -> Option<(Arc<Pool>, Box<PooledServer>)> {
+        let claim = requester.claim();
+        self.take_idle(Some(requester), |pool| {
+            self.with_shares(|shares, _| shares.idle_before_taken(&claim, &pool.claim()))
+        })
+    }
+
+    /// The server that is idle for longest, of the least recently used pool other than `requester` where one is
+    /// idle for as long as `needed`. It must not be dropped under a lock: its permit's drop takes the locks.
+    fn take_idle(
+        &self,
+        requester: Option<&Arc<Pool>>,
+        needed: impl Fn(&Pool) -> Duration,
+    ) -> Option<(Arc<Pool>, Box<PooledServer>)> {
+        let mut others = self.others(requester);
+        others.retain(|pool| pool.idle() > 0);
         others.sort_by_key(|pool| pool.last_used());
-        let taken = others.iter().find_map(|pool| pool.queue.take_idle());
-        drop(taken);
+        others.into_iter().find_map(|pool| {
+            let server = pool.take_longest_idle(needed(&pool))?;
+            Some((pool, server))
+        })
+    }
+
+    fn others(&self, pool: Option<&Arc<Pool>>) -> Vec<Arc<Pool>> {
+        let pools = locked(&self.pools);
+        let others = pools.iter().filter_map(Weak::upgrade);
+        others.filter(|other| pool.is_none_or(|pool| !Arc::ptr_eq(other, pool))).collect()
     }
 }

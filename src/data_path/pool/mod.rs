@@ -9,6 +9,7 @@ mod connect_backoff;
 mod connect_turns;
 mod connector;
 pub mod custom_parameters;
+mod fair_share;
 mod hidden_catalogs;
 pub mod host_budget;
 mod host_connecting;
@@ -46,6 +47,7 @@ pub use self::tenant_pools::{BeforeFirstPool, RoleRepair, TenantLookup, TenantPo
 use self::{
     connector::Connector,
     custom_parameters::CustomParameters,
+    fair_share::Claim,
     hidden_catalogs::KnownCatalogs,
     pinned_sessions::PinnedSessions,
     role_settings::RoleStart,
@@ -194,10 +196,12 @@ impl Pool {
         None
     }
 
-    /// The server that is idle for longest; [`Pool::try_borrow`] lends the one that was given back last.
-    pub(super) fn take_longest_idle(&self) -> Option<Box<PooledServer>> {
+    /// The server that is idle for longest, if it is so for `needed`; [`Pool::try_borrow`] lends the one that was
+    /// given back last.
+    pub(super) fn take_longest_idle(&self, needed: Duration) -> Option<Box<PooledServer>> {
+        let now = self.worker.clock.now();
         let mut idle: Vec<_> = std::iter::from_fn(|| self.try_borrow()).collect();
-        let longest = idle.pop();
+        let longest = idle.pop_if(|server| now.saturating_sub(server.idle_since) >= needed);
         for server in idle.into_iter().rev() {
             self.put(server);
         }
@@ -239,15 +243,24 @@ impl Pool {
             self.note_custom_parameters(&mut server, now);
         }
         let age = now.saturating_sub(server.opened_at);
-        let yields =
-            self.connector.budget.is_permit_wanted() && self.waiting() == 0 && age >= self::host_budget::HOLD;
-        if yields || age >= self.rules.server_lifetime || !server.is_reusable() {
+        let budget = &self.connector.budget;
+        if age >= self.rules.server_lifetime || !server.is_reusable() {
             return;
+        }
+        if budget.is_pressed() && budget.must_give_up(self, age) {
+            return self.close(server);
         }
         server.idle_since = now;
         server.answered_at = now;
         self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.put(server);
+    }
+
+    /// Closes a server for another pool of the host.
+    #[cold]
+    fn close(&self, mut server: Box<PooledServer>) {
+        server.permit.begin_closing();
+        self.worker.spawn(server.close());
     }
 
     /// Hands a server to the longest waiter, or makes it idle; closes it if the pool is paused or retired.
@@ -271,6 +284,17 @@ impl Pool {
             self.note_reported(&mut server);
         }
         Some(server)
+    }
+
+    /// How it asks for its part of the host's budget.
+    fn claim(&self) -> Claim {
+        Claim {
+            pool: std::ptr::from_ref(self).addr(),
+            tenant: self.tenant.id,
+            access: self.access,
+            weight: 1,
+            floor: self.rules.min_size,
+        }
     }
 
     /// How its servers are reached.

@@ -65,8 +65,8 @@ pub enum Reclaim {
 }
 
 impl PinnedSessions {
-    #[cold]
-    fn reclaim_one(&self, now_ms: u32) -> bool {
+    /// Asks a session to return its server, if there is one that can.
+    fn call_back_one(&self, now_ms: u32) -> bool {
         let sessions = locked(&self.sessions);
         let others_read = self.functions.are_sequences_read();
         let returning = sessions.iter().filter(|session| {
@@ -78,6 +78,15 @@ impl PinnedSessions {
             session.call_back();
             return true;
         }
+        false
+    }
+
+    #[cold]
+    fn reclaim_one(&self, now_ms: u32) -> bool {
+        if self.call_back_one(now_ms) {
+            return true;
+        }
+        let sessions = locked(&self.sessions);
         let beyond = sessions.iter().filter(|session| !can_return(session.pins())).skip(self.limit);
         if let Some(session) = longest_idle(beyond, now_ms) {
             session.end_when_free(self.too_many(session.pins()));
@@ -122,6 +131,12 @@ impl Pool {
     pub(super) fn reclaim_pinned(&self) -> bool {
         let is_needed = !self.is_paused() && self.opening() < self.waiting();
         is_needed && self.pinned.reclaim_one(self.worker.clock.now_ms())
+    }
+
+    /// For a session of another tenant with a lower load: asks a pinned one to return its server. `false`: there is
+    /// none to ask.
+    pub(super) fn call_back_pinned(&self) -> bool {
+        self.pinned.call_back_one(self.worker.clock.now_ms())
     }
 
     /// Reclaims servers that are pinned for `currval` and `lastval`, if no session of the tenant reads these.

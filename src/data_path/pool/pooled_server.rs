@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::{custom_parameters::FirstText, host_budget::Permit, server_list::ListedServer};
 use crate::data_path::{server::connection::Server, tenant::Access};
 
@@ -35,6 +37,20 @@ impl PooledServer {
     /// The connection and its permit, for a server that replaces it; takes it off the server list.
     pub(super) fn into_parts(self) -> (Server, Permit) {
         (self.server, self.permit)
+    }
+}
+
+/// How long [`PooledServer::close`] waits for the server's end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl PooledServer {
+    /// Closes it, and frees its permit when the server has ended: PostgreSQL counts a connection until then.
+    pub(super) async fn close(mut self: Box<Self>) {
+        let closed = async {
+            let _ = self.server.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
+            while self.server.stream.read(&mut [0; 64]).await.is_ok_and(|bytes| bytes > 0) {}
+        };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
     }
 }
 

@@ -278,7 +278,7 @@ async fn longest_idle_for(
     asked: Settings,
     wait: Duration,
 ) -> Result<(Arc<Pool>, Box<PooledServer>), ClientError> {
-    let (pool, server) = match pool.take_longest_idle() {
+    let (pool, server) = match pool.take_longest_idle(Duration::ZERO) {
         Some(server) => (pool.clone(), server),
         None => borrow_of_current(pool, wait).await?,
     };

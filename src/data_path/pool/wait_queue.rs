@@ -351,6 +351,7 @@ async fn watch(pool: Arc<Pool>) {
         if pool.connector.is_failing() {
             pool.open_wanted();
         }
+        pool.connector.budget.look_again(&pool);
         // Grace periods of pinned sessions end; each waiting session reclaims one server.
         for _ in 0..pool.waiting() {
             if !pool.reclaim_pinned() {
