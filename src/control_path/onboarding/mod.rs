@@ -14,8 +14,9 @@
 //! - [`drop`](drop::drop_tenant): refuses clients, ends servers, drops the database, keeps a tombstone.
 //!
 //! If a run dies while it creates or adopts, the next run undoes its work and starts again. A drop is
-//! always continued.
+//! always continued. If nobody runs the command again, a node does the same ([`abandoned`]).
 
+pub mod abandoned;
 pub mod adopt;
 mod carried_roles;
 mod copy_database;
