@@ -19,6 +19,30 @@ pub const REASONS: [&str; 11] = [
     "other",
 ];
 
+/// What became of an operation whose process was gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adoption {
+    /// Finished by this node.
+    Finished,
+    /// Undone by this node.
+    Undone,
+    /// The attempt failed; there will be another one.
+    Failed,
+}
+
+impl Adoption {
+    const ALL: [Self; 3] = [Self::Finished, Self::Undone, Self::Failed];
+
+    /// The label in metrics and the word in the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Undone => "undone",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Counters since the process started.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -27,6 +51,7 @@ pub struct Metrics {
     central_reachable: AtomicBool,
     roles_repaired: AtomicU64,
     role_repairs_failed: AtomicU64,
+    adoptions: [AtomicU64; Adoption::ALL.len()],
 }
 
 impl Metrics {
@@ -53,6 +78,22 @@ impl Metrics {
     /// The number of repairs that succeeded and that failed.
     pub fn role_repairs(&self) -> [(&'static str, u64); 2] {
         [("mended", self.roles_repaired.load(Relaxed)), ("failed", self.role_repairs_failed.load(Relaxed))]
+    }
+
+    /// Counts an attempt to end an operation whose process was gone (`onboarding/abandoned.rs`).
+    pub fn operation_adopted(&self, adoption: Adoption) {
+        let counters = Adoption::ALL.into_iter().zip(&self.adoptions);
+        counters.filter(|(each, _)| *each == adoption).for_each(|(_, counter)| {
+            counter.fetch_add(1, Relaxed);
+        });
+    }
+
+    /// The number of attempts by outcome.
+    pub fn operations_adopted(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Adoption::ALL
+            .into_iter()
+            .zip(&self.adoptions)
+            .map(|(each, counter)| (each.word(), counter.load(Relaxed)))
     }
 
     /// Counts a login that is delayed because of earlier failures.
@@ -84,6 +125,7 @@ fn reason(client_error: &ClientError) -> &'static str {
         ClientError::Suspended { .. }
         | ClientError::Dropped { .. }
         | ClientError::NotReady { .. }
+        | ClientError::Moving { .. }
         | ClientError::NoReadOnlyRole => "tenant_closed",
         ClientError::TooManyClients | ClientError::TooManyClientsOfTenant { .. } => "too_many_clients",
         ClientError::DirectoryUnavailable => "directory_unavailable",

@@ -20,7 +20,7 @@ use pglobby::{
 };
 use secrecy::ExposeSecret;
 use serde_json::Value;
-use support::{Client, Cluster, Installation, certificates::Authority, cluster::MASTER_PASSWORD};
+use support::{Client, Cluster, Installation, Proxy, certificates::Authority, cluster::MASTER_PASSWORD};
 
 #[tokio::test]
 async fn init_makes_everything_once_and_then_changes_nothing() {
@@ -53,6 +53,63 @@ async fn init_makes_everything_once_and_then_changes_nothing() {
     let opened = Keyring::load(&config).unwrap().open(&place, row.get(0)).unwrap();
     assert_eq!(opened.expose_secret(), MASTER_PASSWORD);
     assert_eq!(row.get::<_, &str>(1), "master");
+}
+
+/// A host without a budget, or with one that nobody had compared with its server, refused one tenant after another with 53300.
+#[tokio::test]
+async fn a_host_gets_a_budget_that_its_server_allows() {
+    let mut proxy = Proxy::with_tenant("acme").start().await;
+    let small = Cluster::postgres_18()
+        .setting("max_connections", "20")
+        .setting("superuser_reserved_connections", "4")
+        .setting("reserved_connections", "2")
+        .start();
+    let other = small.client("postgres").await;
+    proxy.add_host("small", &small);
+    let budget = |proxy: &Proxy, host: usize| {
+        proxy.json(&["host", "list", "--json"])[host]["max_connections"].as_i64()
+    };
+    // 20, without 6 reserved, without a spare of 3, without the other session.
+    assert_eq!(budget(&proxy, 1), Some(10));
+    assert!((70..=88).contains(&budget(&proxy, 0).unwrap()), "{:?}", budget(&proxy, 0));
+    let checked = |proxy: &Proxy| {
+        let output = proxy.command_with(&["check"], "");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (passed, told) = checked(&proxy);
+    assert!(passed && told.contains("budget of host small: 10 for each node; the server has 14"), "{told}");
+    assert_eq!(proxy.json(&["host", "set", "small", "max_connections=14", "--json"])["max_connections"], 14);
+    assert!(proxy.command_with(&["doctor"], "").status.success());
+
+    let said = proxy.command(&["host", "set", "small", "max_connections=15"]);
+
+    assert!(said.contains("is 15") && said.contains("pglobby host set small max_connections=10"), "{said}");
+    let (passed, told) = checked(&proxy);
+    assert!(!passed && told.contains("15 for each node, but the server has 14"), "{told}");
+    proxy.command(&["tenant", "create", "globex", "--host", "small"]);
+    let doctor = proxy.command_with(&["doctor"], "");
+    let found = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(!doctor.status.success() && found.contains("budget_too_high"), "{found}");
+    proxy.kill_9();
+    proxy.start_again().await;
+    proxy.logged("budget of the host above what its PostgreSQL has for tenants").await;
+    proxy.kill_9();
+    proxy.command(&["host", "set", "small", "max_connections="]);
+    let (passed, told) = checked(&proxy);
+    assert!(passed && told.contains("To set one: pglobby host set small max_connections="), "{told}");
+    proxy.start_again().await;
+    proxy.logged("host without a budget").await;
+    let log = proxy.log();
+    let line = log.lines().find(|line| line.contains("host without a budget")).unwrap();
+    for field in
+        ["small", "server", "max_connections=20", "reserved=6", "pglobby host set small max_connections="]
+    {
+        assert!(line.contains(field), "{line}");
+    }
+    let warnings =
+        log.lines().filter(|line| line.contains("WARN") && line.contains("max_connections")).count();
+    assert_eq!(warnings, 2, "{log}");
+    other.leave().await;
 }
 
 #[tokio::test]

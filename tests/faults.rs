@@ -120,6 +120,7 @@ async fn a_full_host_serves_the_next_tenant_with_the_room_of_one_that_idles() {
     let proxy = Proxy::with_tenant("acme").start().await;
     let small = Cluster::build().setting("max_connections", "8").start();
     proxy.add_host("small", &small);
+    proxy.command(&["host", "set", "small", "max_connections="]);
     proxy.create_login("api", "a good password", &["--service", "--all-tenants"]);
     let tenants: Vec<String> = (0..9).map(|number| format!("t{number}")).collect();
     for tenant in &tenants {
@@ -146,6 +147,7 @@ async fn a_full_host_has_room_for_an_operator() {
     let proxy = Proxy::with_tenant("acme").start().await;
     let small = Cluster::build().setting("max_connections", "8").start();
     proxy.add_host("small", &small);
+    proxy.command(&["host", "set", "small", "max_connections="]);
     proxy.command(&["tenant", "create", "globex", "--host", "small"]);
     proxy.create_login("api", "a good password", &["--service", "--all-tenants"]);
     let mut clients = Vec::new();
@@ -357,7 +359,7 @@ async fn the_budget_of_a_host_is_kept_over_tenants_and_everybody_is_served() {
     central.run("UPDATE pglobby.hosts SET max_connections = 2").await;
     let count = "SELECT count(*) FROM pg_stat_activity WHERE datname IN ('acme', 'blue', 'coop')";
     in_time("the new budget", async {
-        while proxy.json(&["host", "list", "--json"]).to_string().contains("\"max_connections\":null") {}
+        while !proxy.json(&["host", "list", "--json"]).to_string().contains("\"max_connections\":2,") {}
     })
     .await;
     let work = |tenant: &'static str| {

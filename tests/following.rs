@@ -17,6 +17,7 @@ use pglobby::control_path::{
     admin::actor::{Actor, AdminError, Progress},
     doctor::examine,
     onboarding::{
+        adopt::{AdoptTenant, adopt},
         create::create,
         drop::{DropDatabase, drop_tenant},
         move_tenant::{MoveTenant, Moved, move_tenant},
@@ -65,6 +66,38 @@ async fn inventory(cluster: &Cluster) -> String {
         UNION ALL SELECT 'slot ' || slot_name FROM pg_replication_slots
         UNION ALL SELECT 'subscription ' || subname FROM pg_subscription) AS all_names";
     cluster.client("postgres").await.ask(sql).await
+}
+
+/// The owner of an adopted database, as which the tenant's sessions act, comes along.
+#[tokio::test]
+async fn an_adopted_database_follows_with_its_owner() {
+    let admin = Admin::on(logical(), Master::Superuser).await;
+    let west = west(&admin.superuser("central").await).await;
+    let superuser = admin.superuser("postgres").await;
+    superuser.run("CREATE ROLE app").await.run("CREATE DATABASE shop OWNER app").await;
+    let inside = admin.superuser("shop").await;
+    inside.run("SET ROLE app; CREATE TABLE items (id serial PRIMARY KEY, name text)").await;
+    inside.run("INSERT INTO items (name) VALUES ('chair'), ('table')").await;
+    inside.leave().await;
+    let wanted =
+        AdoptTenant { name: "acme".to_owned(), database: Some("shop".to_owned()), ..AdoptTenant::default() };
+    adopt(&admin.actor, &wanted).await.unwrap();
+    superuser.run("ALTER ROLE acme_rw SET role = app").await;
+
+    let moved = move_to(&admin.actor, "west").await.unwrap();
+
+    assert_eq!((moved.copied_by.as_str(), moved.dumped_because), ("replication", None));
+    let inside = west.client("shop").await;
+    let owner = "SELECT relowner::regrole || ' ' || datdba::regrole FROM pg_class, pg_database
+        WHERE relname = 'items' AND datname = 'shop'";
+    assert_eq!(inside.ask(owner).await, "app app");
+    assert_eq!(inside.ask("SELECT count(*) || ' ' || nextval('items_id_seq') FROM items").await, "2 3");
+    let session = "SELECT setconfig::text FROM pg_db_role_setting WHERE setrole = 'acme_rw'::regrole";
+    assert_eq!(inside.ask(session).await, "{role=app}");
+    assert!(examine(&admin.actor, &[], false).await.unwrap().ok);
+    inside.leave().await;
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
+    assert_eq!(inventory(&west).await, "");
 }
 
 const PUBLICATIONS: &str = "SELECT count(*) FROM pg_publication";

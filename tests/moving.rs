@@ -27,7 +27,7 @@ use pglobby::control_path::{
     },
 };
 use support::{
-    Cluster, Proxy,
+    Client, Cluster, Proxy,
     admin::{Admin, StopAfter, tenant},
     client::in_time,
 };
@@ -145,6 +145,194 @@ async fn an_adopted_database_moves_once_all_of_it_is_the_tenants() {
     assert_eq!(inventory(&admin.installation.cluster).await, "");
     let dropped = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
     assert!(dropped.database_dropped, "pglobby made it there");
+}
+
+/// Owner and right to log in of what is called `app`, `web` or `shop`.
+async fn owners(cluster: &Cluster) -> String {
+    let sql = "SELECT coalesce(string_agg(name, ' ' ORDER BY name), '') FROM (
+        SELECT rolname || CASE WHEN rolcanlogin THEN '' ELSE ' (locked)' END AS name FROM pg_roles WHERE rolname IN ('app', 'web')
+        UNION ALL SELECT datname || ' of ' || pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'shop') AS all_names";
+    cluster.client("postgres").await.ask(sql).await
+}
+
+/// A database of role `app`, as which the application logs in today.
+async fn shop_of_app(cluster: &Cluster) {
+    let superuser = cluster.client("postgres").await;
+    superuser.run("CREATE ROLE app LOGIN PASSWORD 'of old'; CREATE ROLE web LOGIN PASSWORD 'as ever'").await;
+    superuser.run("CREATE DATABASE shop OWNER app").await;
+    let inside = cluster.client("shop").await;
+    inside.run("SET ROLE app; CREATE TABLE items (id serial PRIMARY KEY, name text)").await;
+    inside.run("CREATE SCHEMA old CREATE TABLE logs (a int); CREATE TYPE mood AS ENUM ('good')").await;
+    inside.run("INSERT INTO items (name) VALUES ('chair'); CREATE EXTENSION pg_trgm SCHEMA old").await;
+    inside.leave().await;
+}
+
+/// Its sessions began as the owner, and on the other host they owned nothing that they had made.
+#[tokio::test]
+async fn an_adopted_tenant_acts_as_its_owner_on_every_host() {
+    let proxy = Proxy::build().start().await;
+    let west = west(&proxy.cluster.client("central").await).await;
+    shop_of_app(&proxy.cluster).await;
+    let adopted = proxy.json(&["tenant", "adopt", "acme", "--database", "shop", "--json"]);
+    assert_eq!(adopted["member_of"], serde_json::json!(["app"]));
+    let superuser = proxy.cluster.client("postgres").await;
+    superuser.run("ALTER ROLE acme_rw SET role = app; CREATE ROLE idle; GRANT idle TO acme_rw").await;
+    proxy.create_login("ann", "secret", &["--tenant", "acme"]);
+    proxy.create_login("reader", "secret", &["--tenant", "acme", "--read-only"]);
+    let ann = || proxy.caller("ann", "secret", "acme");
+    ann().run("CREATE TABLE ours (a int); SET ROLE NONE; CREATE TABLE own (a int)").then_leave().await;
+    // An application that logs in as the owner, past pglobby, would change what is copied.
+    let mut direct = proxy.cluster.config("shop");
+    direct.user("app").password("of old");
+    let direct = Client::connect(&direct).await.unwrap();
+    direct.run("BEGIN; INSERT INTO items (name) VALUES ('late')").await;
+    let moving = ["tenant", "move", "acme", "--host", "west", "--json"];
+    let refused = proxy.command_with(&[&moving[..], &["--patience", "300ms"]].concat(), "");
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        refused.contains("1 sessions of the tenant") && refused.contains("stays where it is"),
+        "{refused}"
+    );
+    assert_eq!(owners(&proxy.cluster).await, "app shop of app web");
+    assert_eq!(owners(&west).await, "");
+    direct.run("COMMIT").await;
+    direct.leave().await;
+
+    let moved = proxy.json(&moving);
+
+    assert_eq!(moved["host"], "west");
+    assert_eq!(owners(&west).await, "app (locked) shop of app");
+    assert_eq!(owners(&proxy.cluster).await, "app web");
+    let whose =
+        "SELECT string_agg(relname || ' of ' || relowner::regrole, ', ' ORDER BY relname) FROM pg_class
+        WHERE relkind = 'r' AND relnamespace IN ('public'::regnamespace, 'old'::regnamespace)";
+    assert_eq!(
+        west.client("shop").await.ask(whose).await,
+        "items of app, logs of app, ours of app, own of acme_rw"
+    );
+    let client = ann().connect().await;
+    assert_eq!(client.ask("SELECT current_user || ' ' || session_user").await, "app acme_rw");
+    client.run("ALTER TABLE items ADD price int; INSERT INTO items (name) VALUES ('table')").await;
+    client
+        .run(
+            "ALTER TABLE ours ADD b int; DROP SCHEMA old CASCADE; CREATE SCHEMA fresh CREATE TABLE t (a int)",
+        )
+        .await;
+    client.run("ALTER TYPE mood ADD VALUE 'bad'; CREATE TABLE later (a int)").await;
+    client.run("SET ROLE idle; SET ROLE NONE; ALTER TABLE own ADD b int; ALTER TABLE later ADD b int").await;
+    let reader = proxy.caller("reader", "secret", "acme").connect().await;
+    assert_eq!(reader.ask("SELECT count(*) FROM items").await, "3");
+    reader.run("SELECT * FROM later; SELECT * FROM fresh.t; SELECT * FROM own").await;
+    let doctor = proxy.command_with(&["doctor"], "");
+    assert!(doctor.status.success(), "{}", String::from_utf8_lossy(&doctor.stdout));
+
+    // Back again: the old owner has its name there still.
+    let back = ["tenant", "move", "acme", "--host", "default", "--json"];
+    let refused = proxy.command_with(&back, "");
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        refused.contains("\"app\"") && refused.contains("exists on host \"default\" already"),
+        "{refused}"
+    );
+    assert_eq!(client.ask("SELECT count(*) FROM items").await, "3");
+    superuser.run("DROP ROLE app").await;
+    proxy.json(&back);
+    assert_eq!(owners(&west).await, "");
+    assert_eq!(owners(&proxy.cluster).await, "app (locked) shop of app web");
+    client.run("RESET ROLE; ALTER TABLE items DROP price").await;
+    assert_eq!(client.ask("SELECT current_user").await, "app");
+    drop((client, reader));
+    proxy.command(&["tenant", "drop", "acme", "--yes"]);
+    assert_eq!(owners(&proxy.cluster).await, "web");
+    let left = "SELECT count(*) FROM pg_roles WHERE rolname ~ '^(acme|app)'";
+    assert_eq!(superuser.ask(left).await, "0");
+}
+
+/// The role that the operator chose was left alone by a move, which therefore was refused.
+#[tokio::test]
+async fn a_role_that_was_chosen_moves_with_its_name_password_and_settings() {
+    let admin = Admin::new().await;
+    let west = west(&admin.superuser("central").await).await;
+    shop_of_app(&admin.installation.cluster).await;
+    let superuser = admin.superuser("postgres").await;
+    superuser.run("ALTER ROLE web SET search_path = old, public; ALTER ROLE web CONNECTION LIMIT 40").await;
+    let wanted = AdoptTenant {
+        name: "acme".to_owned(),
+        database: Some("shop".to_owned()),
+        username: Some("web".to_owned()),
+        password: Some("as ever".to_owned().into()),
+        ..AdoptTenant::default()
+    };
+    adopt(&admin.actor, &wanted).await.unwrap();
+    let as_ever = async |cluster: &Cluster| {
+        let mut config = cluster.config("shop");
+        config.user("web").password("as ever");
+        Client::connect(&config).await.unwrap()
+    };
+    let own = as_ever(&admin.installation.cluster).await;
+    own.run("CREATE TABLE ours (a int)").await;
+    own.leave().await;
+    west.client("postgres").await.run("CREATE ROLE web").await;
+
+    let refused = move_to(&admin.actor, "west").await.expect_err("the name is taken");
+
+    assert!(matches!(&refused, AdminError::Exists(why) if why.contains("\"web\"")), "{refused}");
+    let operations = "SELECT count(*) FROM pglobby.operations WHERE kind = 'move'";
+    assert_eq!(admin.superuser("central").await.ask(operations).await, "0", "before anything is changed");
+    west.client("postgres").await.run("DROP ROLE web").await;
+    for step in ["schema", "quiet"] {
+        let mut dying = admin.another_actor();
+        let killer = StopAfter::step(step);
+        dying.progress = Some(killer.clone());
+        killer.kill(async { drop(move_to(&dying, "west").await) }).await;
+        let locked =
+            if step == "quiet" { "app (locked) shop of app web (locked)" } else { "app shop of app web" };
+        assert_eq!(owners(&admin.installation.cluster).await, locked, "killed after {step}");
+    }
+    move_to(&admin.actor, "west").await.unwrap();
+
+    assert_eq!(owners(&west).await, "app (locked) shop of app web");
+    assert_eq!(owners(&admin.installation.cluster).await, "app web", "left alone");
+    let members = "SELECT count(*) FROM pg_auth_members WHERE member = 'web'::regrole";
+    assert_eq!(superuser.ask(members).await, "0");
+    let own = as_ever(&west).await;
+    assert_eq!(own.ask("SHOW search_path").await, "old, public");
+    assert_eq!(own.ask("SELECT rolconnlimit FROM pg_roles WHERE rolname = 'web'").await, "40");
+    own.run("ALTER TABLE items ADD b int; DROP TABLE logs; ALTER TABLE ours ADD b int").await;
+    own.leave().await;
+    let report = examine(&admin.actor, &[], false).await.unwrap();
+    assert!(report.ok, "{:#?}", report.findings);
+    rotate(&admin.actor, "acme").await.unwrap();
+    tenants::suspend(&admin.actor, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
+    assert_eq!(owners(&west).await, "app (locked) shop of app web (locked)", "pglobby made it here");
+    tenants::resume(&admin.actor, "acme").await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs, None).await.unwrap();
+    assert_eq!((owners(&west).await, inventory(&west).await), (String::new(), String::new()));
+}
+
+#[tokio::test]
+async fn an_owner_that_cannot_be_carried_is_named_before_anything_is_made() {
+    let admin = Admin::new().await;
+    let west = west(&admin.superuser("central").await).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    let superuser = admin.superuser("postgres").await;
+    superuser.run("CREATE ROLE strong CREATEDB; GRANT strong TO acme_rw; CREATE ROLE far CREATEROLE; GRANT far TO acme_rw").await;
+    superuser.run("ALTER ROLE acme_rw SET role = strong").await;
+
+    let refused = move_to(&admin.actor, "west").await.expect_err("it may make databases").to_string();
+
+    assert!(
+        refused.contains("\"strong\"") && refused.contains("superuser or may make databases"),
+        "{refused}"
+    );
+    assert_eq!(inventory(&west).await, "");
+    superuser.run("ALTER ROLE strong NOCREATEDB").await;
+    // The other membership gives it nothing in its database.
+    move_to(&admin.actor, "west").await.unwrap();
+    let session = "SELECT setconfig::text FROM pg_db_role_setting WHERE setrole = 'acme_rw'::regrole";
+    assert_eq!(west.client("postgres").await.ask(session).await, "{role=strong}");
+    let far = "SELECT count(*) FROM pg_roles WHERE rolname = 'far'";
+    assert_eq!(west.client("postgres").await.ask(far).await, "0");
 }
 
 #[tokio::test]

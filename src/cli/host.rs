@@ -20,6 +20,7 @@ use crate::{
         admin::{
             actor::Actor,
             commands::AdminCommand,
+            host_budget::ServerLimits,
             hosts::{self, HostReport, NewHost},
         },
         onboarding::names::shell_word,
@@ -78,7 +79,8 @@ struct Add {
     /// Database that this role connects to
     #[arg(long, value_name = "DB", default_value = "postgres")]
     admin_database: String,
-    /// Limit of server connections on this host, over all tenants and nodes; without it, no limit
+    /// Limit of server connections of one node on this host, over all tenants; without it, what the host's
+    /// PostgreSQL allows, less a reserve
     #[arg(long, value_name = "N")]
     max_connections: Option<u32>,
     /// Put a new tenant there only if `tenant create --host` names the host
@@ -216,6 +218,7 @@ fn print(report: &HostReport, json: bool) {
     let rights = if report.superuser { "is a superuser" } else { "has CREATEDB and CREATEROLE" };
     answer(json, report, || {
         output::line(format!("host {}: PostgreSQL {major}; its administrator {rights}", report.name));
+        output::line(budget(report));
         if !report.open_to_public.is_empty() {
             let (databases, name) = (report.open_to_public.join(", "), shell_word(&report.name));
             output::line(format!(
@@ -224,6 +227,23 @@ fn print(report: &HostReport, json: bool) {
             ));
         }
     });
+}
+
+fn budget(report: &HostReport) -> String {
+    let limits = ServerLimits {
+        max_connections: report.server_max_connections,
+        reserved: report.server_reserved_connections,
+        others: report.other_connections,
+    };
+    let server = limits.in_words();
+    match (report.max_connections, limits.trouble(report.max_connections)) {
+        (Some(budget), None) => format!("budget of each node: {budget} (the server has {server})"),
+        (budget, _) => format!(
+            "note: the budget of each node is {}, and the server has {server}.\n      To change that: {}",
+            budget.map_or_else(|| "not limited".to_owned(), |budget| budget.to_string()),
+            limits.remedy(&report.name)
+        ),
+    }
 }
 
 async fn list(globals: &Globals, json: bool) -> Result<(), Failure> {

@@ -59,4 +59,11 @@ fn print(report: &InitReport) {
         format!("its cluster is registered as host \"{host}\""),
         format!("host \"{host}\" is registered"),
     );
+    print(
+        report.host_budget.is_some(),
+        format!("each node opens at most {} connections there", report.host_budget.unwrap_or_default()),
+        format!(
+            "nodes open connections there without a limit; see `pglobby check`, and `pglobby host set {host}`"
+        ),
+    );
 }

@@ -7,6 +7,7 @@ use tokio_postgres::{Client, Row, config::SslMode};
 use crate::{
     config::{CentralTls, Config, TlsMode},
     control_path::{
+        admin::host_budget::{SERVER_LIMITS, ServerLimits, TENANT_ROLES},
         central::{Central, CentralError, causes, tls::CentralTlsConnector},
         init::{keyring_origin, open_to_public},
         migrations,
@@ -147,18 +148,52 @@ async fn tenants_open(client: &Client, keyring: &Keyring) -> Result<Check, Centr
 
 async fn hosts(client: &Client, keyring: &Keyring, config: &Config) -> Result<Vec<Check>, CentralError> {
     let sql =
-        "SELECT name, address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
+        "SELECT name, address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password,
+                max_connections
         FROM pglobby.hosts ORDER BY name";
     let mut checks = Vec::new();
     for row in client.query(sql, &[]).await? {
         let name: String = row.try_get("name")?;
-        checks.push(Check::of(format!("host {name}"), reach_host(&name, &row, keyring, config).await));
+        let roles: Vec<String> = client
+            .query(TENANT_ROLES, &[&name])
+            .await?
+            .iter()
+            .map(|row| row.try_get(0))
+            .collect::<Result<_, _>>()?;
+        let budget: Option<i32> = row.try_get("max_connections")?;
+        match reach_host(&name, &row, &roles, keyring, config).await {
+            Ok((found, limits)) => {
+                checks.push(Check::passed(format!("host {name}"), found));
+                checks.push(check_budget(&name, budget, &limits));
+            }
+            Err(detail) => checks.push(Check::failed(format!("host {name}"), detail)),
+        }
     }
     Ok(checks)
 }
 
+/// A host without a budget works, though not well.
+fn check_budget(name: &str, budget: Option<i32>, limits: &ServerLimits) -> Check {
+    let (check, server, remedy) = (format!("budget of host {name}"), limits.in_words(), limits.remedy(name));
+    match (budget, limits.trouble(budget)) {
+        (Some(budget), None) => {
+            Check::passed(check, format!("{budget} for each node; the server has {server}"))
+        }
+        (None, _) => Check::passed(check, format!("none; the server has {server}. To set one: {remedy}")),
+        (Some(budget), Some(_)) => {
+            Check::failed(check, format!("{budget} for each node, but the server has {server}; {remedy}"))
+        }
+    }
+}
+
 /// Logs in as the host's administrator.
-async fn reach_host(name: &str, row: &Row, keyring: &Keyring, config: &Config) -> Result<String, String> {
+async fn reach_host(
+    name: &str,
+    row: &Row,
+    roles: &[String],
+    keyring: &Keyring,
+    config: &Config,
+) -> Result<(String, ServerLimits), String> {
     let unreadable = |error: tokio_postgres::Error| causes(&error);
     let text = |column: &str| row.try_get::<_, String>(column).map_err(unreadable);
     let (address, port) = (text("address")?, row.try_get::<_, i32>("port").map_err(unreadable)?);
@@ -185,11 +220,12 @@ async fn reach_host(name: &str, row: &Row, keyring: &Keyring, config: &Config) -
         let (client, driver) = connection.connect(tls).await?;
         let driven = tokio::spawn(driver);
         let version = client.query_one("SELECT pg_catalog.current_setting('server_version')", &[]).await;
+        let limits = client.query_one(SERVER_LIMITS, &[&roles]).await;
         driven.abort();
-        version?.try_get::<_, String>(0)
+        Ok::<_, tokio_postgres::Error>((version?.try_get::<_, String>(0)?, ServerLimits::of_row(&limits?)?))
     };
     match tokio::time::timeout(limit, version).await {
-        Ok(Ok(version)) => Ok(format!("{address}:{port}, PostgreSQL {version}")),
+        Ok(Ok((version, limits))) => Ok((format!("{address}:{port}, PostgreSQL {version}"), limits)),
         Ok(Err(error)) => Err(format!("{address}:{port}: {}", causes(&error))),
         Err(_) => Err(format!("{address}:{port} did not answer within {limit:?} (server_connect_timeout)")),
     }

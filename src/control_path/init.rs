@@ -9,6 +9,7 @@ use tokio_postgres::{Client, config::Host, error::SqlState};
 use crate::{
     config::Config,
     control_path::{
+        admin::host_budget::{SERVER_LIMITS, ServerLimits},
         central::{Central, CentralError, causes},
         migrations::{self, MigrationError},
         secrets::{
@@ -44,6 +45,8 @@ pub struct InitReport {
     pub host: &'static str,
     /// Whether it was registered.
     pub host_registered: bool,
+    /// Its budget for each node (`hosts.max_connections`); `None`: no limit.
+    pub host_budget: Option<i32>,
 }
 
 /// Why `init` stopped. Steps before the failed one stay done.
@@ -90,7 +93,7 @@ pub async fn init(config: &Config) -> Result<InitReport, InitError> {
     let applied = migrations::apply(&mut client).await?;
     let closed_to_public = close_to_public(&client, central.user()).await?;
     let (keyring, keyring_created) = load_or_create_keyring(config, &client).await?;
-    let host_registered = register_host(config, &client, &keyring).await?;
+    let (host_registered, host_budget) = register_host(config, &client, &keyring).await?;
     Ok(InitReport {
         central: central.url().to_owned(),
         database_created,
@@ -101,6 +104,7 @@ pub async fn init(config: &Config) -> Result<InitReport, InitError> {
         keyring_created,
         host: DEFAULT_HOST,
         host_registered,
+        host_budget,
     })
 }
 
@@ -208,7 +212,16 @@ async fn a_key_in_use(client: &Client) -> Result<Option<String>, CentralError> {
     Ok(Some(Keyring::key_of(blob).unwrap_or("(unreadable)").to_owned()))
 }
 
-async fn register_host(config: &Config, client: &Client, keyring: &Keyring) -> Result<bool, InitError> {
+/// Registers the central cluster as a host, with a budget that it allows, if it is not registered yet. Returns
+/// whether it did, and the host's budget.
+async fn register_host(
+    config: &Config,
+    client: &Client,
+    keyring: &Keyring,
+) -> Result<(bool, Option<i32>), InitError> {
+    let no_tenants: &[String] = &[];
+    let limits = client.query_one(SERVER_LIMITS, &[&no_tenants]).await;
+    let limits = limits.and_then(|row| ServerLimits::of_row(&row)).map_err(CentralError::from)?;
     let connection = &config.central.connection;
     let address = match (connection.get_hosts().first(), connection.get_hostaddrs().first()) {
         (Some(Host::Tcp(name)), _) => name.clone(),
@@ -221,8 +234,9 @@ async fn register_host(config: &Config, client: &Client, keyring: &Keyring) -> R
     let sealed =
         config.central.password.as_ref().map(|password| seal_for_host(keyring, password)).transpose()?;
     let sql = "INSERT INTO pglobby.hosts
-            (name, address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (name) DO NOTHING";
+            (name, address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password,
+             max_connections)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (name) DO NOTHING";
     let inserted = client
         .execute(
             sql,
@@ -235,11 +249,14 @@ async fn register_host(config: &Config, client: &Client, keyring: &Keyring) -> R
                 &user,
                 &MAINTENANCE_DATABASE,
                 &sealed,
+                &limits.proposed(),
             ],
         )
         .await
         .map_err(CentralError::from)?;
-    Ok(inserted == 1)
+    let budget = "SELECT max_connections FROM pglobby.hosts WHERE name = $1";
+    let budget = client.query_one(budget, &[&DEFAULT_HOST]).await.and_then(|row| row.try_get(0));
+    Ok((inserted == 1, budget.map_err(CentralError::from)?))
 }
 
 fn seal_for_host(keyring: &Keyring, password: &SecretString) -> Result<Vec<u8>, SealError> {

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use crate::{
     config::{Config, TlsMode},
     control_path::{
-        admin::actor::AdminContext,
+        admin::{actor::AdminContext, host_budget},
         central::{
             Central, CentralError, causes,
             change_barrier::ChangeBarrier,
@@ -25,7 +25,7 @@ use crate::{
         console::{self, ConsoleContext, Request, StatsWindow},
         directory::CentralDirectory,
         http, migrations,
-        onboarding::{adopt::complete_grants, repair::mending},
+        onboarding::{abandoned, adopt::complete_grants, repair::mending},
         secrets::keyring_reload::ReloadableKeyring,
     },
     data_path::{
@@ -136,6 +136,8 @@ impl Node {
             tokio::spawn(maintain(proxy.clone(), window)),
             tokio::spawn(timeouts::watch(proxy.sessions.clone(), proxy.config.clone(), threads)),
         ];
+        tasks.push(tokio::spawn(abandoned::watch(context.clone(), proxy.metrics.clone())));
+        tasks.push(tokio::spawn(host_budget::warn_at_start(context.actor("pglobby"))));
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = http {
             tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), directory, context)));

@@ -43,6 +43,9 @@ pub enum ClientError {
     /// The tenant is being created or dropped.
     #[error("tenant \"{tenant}\" is not ready yet; please try again")]
     NotReady { tenant: String },
+    /// No server is lent while the tenant moves, and the wait was too long.
+    #[error("tenant \"{tenant}\" is being moved to another host; please try again")]
+    Moving { tenant: String },
     /// The central database did not answer, and the cache had no usable row.
     #[error("pglobby cannot look up logins at the moment; please try again")]
     DirectoryUnavailable,

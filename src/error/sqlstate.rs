@@ -13,6 +13,7 @@ impl ClientError {
             Self::NoReadOnlyRole => "0LP01",
             Self::Suspended { .. }
             | Self::NotReady { .. }
+            | Self::Moving { .. }
             | Self::DirectoryUnavailable
             | Self::PasswordNotStored => "57P03",
             Self::TooManyClients

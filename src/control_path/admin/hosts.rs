@@ -8,6 +8,7 @@ use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 use super::{
     actor::{Actor, AdminError, nearest},
     fields::{described, from_row},
+    host_budget,
     host_connection::HostAdmin,
     tenants::SERVERS_MAX,
 };
@@ -67,7 +68,7 @@ pub struct NewHost {
     pub admin_database: String,
     /// Its password.
     pub admin_password: Option<SecretString>,
-    /// The budget.
+    /// The budget. `None`: one that leaves room for others.
     pub max_connections: Option<u32>,
     /// Whether new tenants may be placed there.
     pub accepts_tenants: bool,
@@ -83,6 +84,14 @@ described! {
         pub server_version: i32,
         /// Whether the administrator is a superuser.
         pub superuser: bool,
+        /// The budget. A host that is added without one gets one that its PostgreSQL allows.
+        pub max_connections: Option<i32>,
+        /// Its PostgreSQL's `max_connections`.
+        pub server_max_connections: i32,
+        /// `superuser_reserved_connections` and `reserved_connections`, which tenants' roles cannot use.
+        pub server_reserved_connections: i32,
+        /// Connections of other roles than the tenants', now.
+        pub other_connections: i32,
         /// Databases that every role of the host may connect to, tenants' roles included; see
         /// [`close_to_public`].
         pub open_to_public: Vec<String>,
@@ -167,8 +176,11 @@ pub async fn add(actor: &Actor, host: &NewHost) -> Result<HostReport, AdminError
         inserted => inserted?,
     };
     seal_password(actor, &transaction, &host.name, host.admin_password.as_ref()).await?;
-    let report = look_at(actor, &transaction, &host.name).await?;
-    let detail = json!({ "host": host.name, "address": host.address, "admin_user": host.admin_user });
+    let report = look_at(actor, &transaction, &host.name, true).await?;
+    let detail = json!({
+        "host": host.name, "address": host.address, "admin_user": host.admin_user,
+        "max_connections": report.max_connections,
+    });
     actor.commit(transaction, "host.add", None, &detail).await?;
     Ok(report)
 }
@@ -198,7 +210,7 @@ pub async fn set(
     if password.is_some() {
         seal_password(actor, &transaction, name, password).await?;
     }
-    let report = look_at(actor, &transaction, name).await?;
+    let report = look_at(actor, &transaction, name, false).await?;
     let changed: Vec<&String> = settings.iter().map(|(key, _)| key).collect();
     let detail = json!({ "host": name, "changed": changed, "password": password.is_some() });
     actor.commit(transaction, "host.set", None, &detail).await?;
@@ -299,7 +311,13 @@ const OPEN_TO_PUBLIC: &str = "SELECT datname::text FROM pg_catalog.pg_database
         WHERE a.grantee = 0 AND a.privilege_type = 'CONNECT')
     ORDER BY datname";
 
-async fn look_at(actor: &Actor, client: &impl GenericClient, name: &str) -> Result<HostReport, AdminError> {
+/// Connects, and reads what is to be reported. `propose`: sets a budget if there is none.
+async fn look_at(
+    actor: &Actor,
+    client: &impl GenericClient,
+    name: &str,
+    propose: bool,
+) -> Result<HostReport, AdminError> {
     let admin = HostAdmin::load(actor, client, name).await?;
     let session = admin.connect().await?;
     let rights = session.rights().await?;
@@ -313,8 +331,18 @@ async fn look_at(actor: &Actor, client: &impl GenericClient, name: &str) -> Resu
             ident(&admin.user)
         )));
     }
+    let limits = host_budget::look(client, &session, name).await?;
+    if propose {
+        let sql = "UPDATE pglobby.hosts SET max_connections = $2 WHERE name = $1 AND max_connections IS NULL";
+        client.execute(sql, &[&name, &limits.proposed()]).await?;
+    }
+    let budget = "SELECT max_connections FROM pglobby.hosts WHERE name = $1";
     Ok(HostReport {
         name: name.to_owned(),
+        max_connections: client.query_one(budget, &[&name]).await?.get(0),
+        server_max_connections: limits.max_connections,
+        server_reserved_connections: limits.reserved,
+        other_connections: limits.others,
         server_version: rights.server_version,
         superuser: rights.superuser,
         open_to_public: session.texts("listing databases", OPEN_TO_PUBLIC, &[]).await?,

@@ -39,7 +39,7 @@ impl MovePauses {
                 self.behind = false;
                 for tenant in fenced.difference(&self.paused) {
                     info!(tenant, "tenant paused for move");
-                    self.proxy.pools.pause(Some(*tenant));
+                    self.proxy.pools.pause_for_move(*tenant);
                 }
                 for tenant in self.paused.difference(&fenced) {
                     info!(tenant, "tenant resumed after move");

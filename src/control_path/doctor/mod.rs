@@ -19,7 +19,8 @@ use crate::control_path::{
     admin::{
         actor::{Actor, AdminError},
         fields::from_row,
-        host_connection::HostAdmin,
+        host_budget::{self, BudgetTrouble},
+        host_connection::{HostAdmin, HostSession},
         tenants::missing,
     },
     init::open_to_public,
@@ -163,6 +164,18 @@ async fn look(actor: &Actor, wanted: &[String]) -> Result<Report, AdminError> {
     Ok(report)
 }
 
+/// A host without a budget is no finding: `check` and `serve` tell of it.
+async fn budget(client: &Client, session: &HostSession, host: &str) -> Result<Option<Finding>, AdminError> {
+    let sql = "SELECT max_connections FROM pglobby.hosts WHERE name = $1";
+    let budget: Option<i32> = client.query_one(sql, &[&host]).await?.get(0);
+    let limits = host_budget::look(client, session, host).await?;
+    let Some(trouble @ BudgetTrouble::AboveServer { budget }) = limits.trouble(budget) else {
+        return Ok(None);
+    };
+    let detail = format!("{}: {budget}, and the server has {}", trouble.event(), limits.in_words());
+    Ok(Some(Finding::new("budget_too_high", detail, &limits.remedy(host)).on(host)))
+}
+
 async fn look_at_host(
     actor: &Actor,
     client: &Client,
@@ -175,6 +188,7 @@ async fn look_at_host(
     let session = admin.connect().await?;
     let mut findings = catalogs::look(&session, host, actor.central.database(), checked_tenants).await?;
     findings.extend(templates::look(actor, client, &admin, &session).await?);
+    findings.extend(budget(client, &session, host).await?);
     drop(session);
 
     let neighbours = checked_tenants.iter().cycle().skip(1);

@@ -182,6 +182,10 @@ impl Collector {
         let repairs = proxy.metrics.role_repairs().into_iter();
         let repairs = repairs.map(|(outcome, count)| ([("outcome", outcome)], count));
         counters(encoder, "roles_mended", "Repairs of tenants' roles, by outcome", repairs)?;
+        let adopted =
+            proxy.metrics.operations_adopted().map(|(outcome, count)| ([("outcome", outcome)], count));
+        let help = "Attempts to end operations whose process was gone, by outcome";
+        counters(encoder, "operations_adopted", help, adopted)?;
         let delayed = [([("reason", "failures")], proxy.metrics.logins_delayed())].into_iter();
         counters(encoder, "logins_delayed", "Logins delayed because of earlier failures", delayed)?;
         let sessions = proxy.sessions.all();

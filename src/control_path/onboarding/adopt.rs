@@ -12,7 +12,7 @@ use super::{
     names::{check_identifier, ident, literal, shell_word},
     operation::{Passwords, TenantLock},
     ownership::{self, Ownership},
-    roles::Roles,
+    roles::{OwnRole, Roles},
 };
 use crate::control_path::{
     admin::{
@@ -94,7 +94,7 @@ impl DatabaseSource for AdoptTenant {
             ownership::check_given(work, &inside, role, self.password.is_some()).await?;
         }
         ownership::refuse_shared(&inside, given).await?;
-        let roles = work.make_roles(passwords, given).await?;
+        let roles = work.make_roles(passwords, given.map_or(OwnRole::Derived, OwnRole::Existing)).await?;
         // Recorded before it is revoked, so that undoing restores exactly this.
         work.operation.arguments["taken_from_public"] = taken.into();
         work.record("roles").await?;

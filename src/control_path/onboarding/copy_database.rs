@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Work,
+    carried_roles::Carried,
     extensions::Extensions,
     grants,
     move_tenant::hold,
@@ -32,6 +33,7 @@ pub(super) struct Copy<'a> {
     pub origin: HostSession,
     pub programs: &'a CopyPrograms,
     pub extensions: Extensions,
+    pub carried: &'a Carried,
     pub made: Roles,
     pub passwords: Passwords,
 }
@@ -41,14 +43,15 @@ impl Copy<'_> {
     pub async fn make_database(&self, work: &Work<'_>) -> Result<(), AdminError> {
         let (source, made) = (self.source, &self.made);
         let close = grants::close_database(&source.database, made);
-        for statement in source.create_database(made).into_iter().chain(close.split(";\n").map(str::to_owned))
-        {
+        let close = close.split(";\n").map(str::to_owned);
+        let admit = self.carried.admit(&source.database);
+        for statement in source.create_database(made).into_iter().chain(close).chain(admit) {
             work.session.run("making the database on the new host", &statement).await?;
         }
         let inside = work.admin.connect_to(&source.database).await?;
         grants::grant_inside(&inside, made).await?;
         let tenant = self.tenant(work).await?;
-        self.extensions.make(&self.origin, &inside, &tenant, made).await
+        self.extensions.make(&self.origin, &inside, &tenant, made, &self.carried.names()).await
     }
 
     /// A session of the tenant's role in its new database.
@@ -71,7 +74,8 @@ impl Copy<'_> {
         self.programs.define(&self.restorer(&work.admin), definitions, &made).await
     }
 
-    /// Creates all definitions, without rows. Returns the source's schema.
+    /// Creates all definitions, without rows, and tries whether their owners can have them. Returns the source's
+    /// schema.
     pub async fn make_schema(&self, work: &Work<'_>) -> Result<Schema, AdminError> {
         let (programs, source) = (self.programs, self.source);
         let (schema, definitions) = Schema::look(programs, source, &self.origin).await?;
@@ -82,7 +86,13 @@ impl Copy<'_> {
                 work.admin.name, source.admin.name
             ))
         })?;
+        self.carried.give(work, source, &self.origin, &self.made, true).await?;
         Ok(schema)
+    }
+
+    /// Gives owners what is theirs, and the tenant's roles their settings.
+    pub async fn give_owners(&self, work: &Work<'_>) -> Result<(), AdminError> {
+        self.carried.give(work, self.source, &self.origin, &self.made, false).await
     }
 
     /// The copied objects belong to the tenant; this grants its read-only role access.

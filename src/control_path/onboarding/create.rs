@@ -12,7 +12,7 @@ use super::{
     names::{check_identifier, ident, shell_word},
     operation::Passwords,
     reown,
-    roles::Roles,
+    roles::{OwnRole, Roles},
     schema_files::SchemaFile,
 };
 use crate::control_path::admin::{
@@ -76,7 +76,7 @@ impl DatabaseSource for CreateTenant {
         passwords: &Passwords,
     ) -> Result<Made, AdminError> {
         refuse_taken(work, database).await?;
-        let roles = work.make_roles(passwords, None).await?;
+        let roles = work.make_roles(passwords, OwnRole::Derived).await?;
         work.record("roles").await?;
 
         create_database(work, database, self.template.as_deref(), &roles).await?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{
-    enter_host, move_tenant,
+    carried_roles, enter_host, move_tenant,
     names::shell_word,
     operation::{Operation, TenantLock},
     ownership, roles, undo, undo_remains,
@@ -187,7 +187,10 @@ async fn remove(
 ) -> Result<(), AdminError> {
     let admin = HostAdmin::load(actor, &lock.client, host).await?;
     let (session, _) = enter_host(&admin, operation.tenant_id).await?;
-    for role in roles {
+    let mut roles = roles.to_vec();
+    let carried = carried_roles::made_by_moves(lock, &session, operation.tenant_id).await?;
+    roles.extend(carried.into_iter().filter(|role| !roles.contains(role)).collect::<Vec<_>>());
+    for role in &roles {
         roles::shut_out(&admin, &session, role).await?;
     }
     ownership::leave_owners(lock, &session, operation.tenant_id).await?;
@@ -197,7 +200,7 @@ async fn remove(
         drop_database(actor, lock, operation, &admin, &session).await?;
     }
     operation.record(actor, lock, "database").await?;
-    for role in roles {
+    for role in &roles {
         roles::release(&admin, &session, role).await?;
     }
     operation.record(actor, lock, "roles").await

@@ -12,9 +12,9 @@ use crate::control_path::admin::{
     host_connection::{AdminRights, HostSession},
 };
 
-/// In order of creation, because one may need another. `$1`: the tenant's role.
+/// In order of creation, because one may need another.
 const EXTENSIONS: &str = r"
-SELECT e.extname::text, n.nspname::text, n.oid, pg_catalog.pg_get_userbyid(e.extowner) = $1
+SELECT e.extname::text, n.nspname::text, n.oid, pg_catalog.pg_get_userbyid(e.extowner)::text
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
 WHERE e.extname <> 'plpgsql' ORDER BY e.oid";
 
@@ -58,8 +58,14 @@ struct Extension {
     schema: String,
     /// On the old host.
     schema_oid: u32,
-    /// The tenant owns it, and its role can create it.
-    by_tenant: bool,
+    /// Its owner, if the tenant's role can create it or act as its owner.
+    maker: Option<Maker>,
+}
+
+enum Maker {
+    Tenant,
+    /// A role that the tenant's role may act as.
+    Other(String),
 }
 
 struct Content {
@@ -83,7 +89,7 @@ impl Extensions {
         host: &str,
     ) -> Result<Self, AdminError> {
         let owner = &source.roles.read_write;
-        let found = origin.query("listing extensions", EXTENSIONS, &[owner]).await?;
+        let found = origin.query("listing extensions", EXTENSIONS, &[]).await?;
         let names: Vec<String> = found.iter().map(|row| row.get(0)).collect();
         let available = target.query("looking for extensions", AVAILABLE, &[&names]).await?;
         let mut all = Vec::with_capacity(found.len());
@@ -101,8 +107,10 @@ impl Extensions {
                      is none; register one with `pglobby host set`, or drop the extension"
                 )));
             }
-            let by_tenant = row.get::<_, bool>(3) && !needs_superuser;
-            all.push(Extension { name, schema: row.get(1), schema_oid: row.get(2), by_tenant });
+            let maker: String = row.get(3);
+            let maker = if maker == *owner { Maker::Tenant } else { Maker::Other(maker) };
+            let maker = Some(maker).filter(|_| !needs_superuser);
+            all.push(Extension { name, schema: row.get(1), schema_oid: row.get(2), maker });
         }
         let content = origin.query("listing what extensions keep", CONTENT, &[]).await?;
         let content = content.iter().map(|row| Content {
@@ -116,13 +124,14 @@ impl Extensions {
     }
 
     /// Creates them in the empty database: `inside` is a session of the administrator, `tenant` one of the
-    /// tenant's role. Copies their user data from `origin`.
+    /// tenant's role, which acts as the `carried` ones. Copies their user data from `origin`.
     pub async fn make(
         &self,
         origin: &HostSession,
         inside: &HostSession,
         tenant: &HostSession,
         roles: &Roles,
+        carried: &[&str],
     ) -> Result<(), AdminError> {
         let owner = ident(&roles.read_write);
         for extension in &self.all {
@@ -132,14 +141,23 @@ impl Extensions {
                 let sql = format!("CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner}");
                 inside.run(&doing, &sql).await?;
             }
-            let maker = if extension.by_tenant { tenant } else { inside };
-            maker.run(&doing, &format!("CREATE EXTENSION IF NOT EXISTS {name} SCHEMA {schema}")).await?;
+            let sql = format!("CREATE EXTENSION IF NOT EXISTS {name} SCHEMA {schema}");
+            match &extension.maker {
+                Some(Maker::Tenant) => tenant.run(&doing, &sql).await?,
+                Some(Maker::Other(role)) if carried.contains(&role.as_str()) => {
+                    tenant.run(&doing, &format!("SET ROLE {}", ident(role))).await?;
+                    tenant.run(&doing, &sql).await?;
+                    tenant.run(&doing, "RESET ROLE").await?;
+                }
+                Some(Maker::Other(_)) | None => inside.run(&doing, &sql).await?,
+            }
         }
         for content in &self.content {
             content.copy(origin, inside).await?;
         }
         for wrapper in &self.wrappers {
-            let sql = format!("GRANT USAGE ON FOREIGN DATA WRAPPER {wrapper} TO {owner}");
+            let owners = carried.iter().map(|role| format!(", {}", ident(role))).collect::<String>();
+            let sql = format!("GRANT USAGE ON FOREIGN DATA WRAPPER {wrapper} TO {owner}{owners}");
             inside.run("letting the tenant use a foreign data wrapper", &sql).await?;
         }
         Ok(())

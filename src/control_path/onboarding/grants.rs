@@ -260,7 +260,9 @@ pub async fn refuse_out_of_reach(session: &HostSession) -> Result<(), AdminError
 /// Before PostgreSQL 15 every role may create in schema `public`.
 async fn own_public_schema(session: &HostSession, roles: &Roles) -> Result<String, AdminError> {
     let sql =
-        "SELECT pg_catalog.pg_get_userbyid(nspowner)::text = ANY (ARRAY['pg_database_owner', $1::text]),
+        // Also of an owner that the tenant's role acts as.
+        "SELECT pg_catalog.pg_get_userbyid(nspowner)::text = 'pg_database_owner'
+                      OR pg_catalog.pg_has_role($1::text, nspowner, 'MEMBER'),
                       pg_catalog.pg_has_role(nspowner, 'USAGE')
                FROM pg_catalog.pg_namespace WHERE nspname = 'public'";
     let rows = session.query("looking at schema public", sql, &[&roles.read_write]).await?;
@@ -307,6 +309,24 @@ async fn read_everything(session: &HostSession, role: &str) -> Result<String, Ad
         }
     }
     Ok(sql)
+}
+
+/// Statements that let `owner`, a role that the tenant's role acts as, use everything in the database, and the
+/// tenant's roles use what it will create.
+pub(super) async fn use_everything(
+    session: &HostSession,
+    owner: &str,
+    roles: &Roles,
+) -> Result<String, AdminError> {
+    let mut sql = create_everywhere(session, owner).await?;
+    let owner = ident(owner);
+    for (sequences, kind) in [(false, "TABLE"), (true, "SEQUENCE")] {
+        for relations in session.texts("listing tables", RELATIONS_BY_SCHEMA, &[&sequences]).await? {
+            let rights = if sequences { "ALL" } else { ON_TABLES };
+            sql += &format!("GRANT {rights} ON {kind} {relations} TO {owner};\n");
+        }
+    }
+    Ok(sql + &future_of(&owner, Some(&ident(&roles.read_write)), &ident(&roles.read_only)))
 }
 
 /// Default privileges on objects that `owner` will create in this database. All names quoted.

@@ -14,9 +14,11 @@
 //! - [`drop`](drop::drop_tenant): refuses clients, ends servers, drops the database, keeps a tombstone.
 //!
 //! If a run dies while it creates or adopts, the next run undoes its work and starts again. A drop is
-//! always continued.
+//! always continued. If nobody runs the command again, a node does the same ([`abandoned`]).
 
+pub mod abandoned;
 pub mod adopt;
+mod carried_roles;
 mod copy_database;
 pub mod create;
 pub mod drop;
@@ -118,23 +120,29 @@ impl Work<'_> {
         self.operation.record(self.actor, &self.lock, step).await
     }
 
-    /// Creates the tenant's two roles with the operation's mark, or only the read-only one if the other is
-    /// `given`. Retries with other names if a role of that name was created meanwhile.
+    /// Creates the tenant's two roles with the operation's mark, or only the read-only one if the other
+    /// exists. Retries with other names if a role of that name was created meanwhile.
     async fn make_roles(
         &self,
         passwords: &Passwords,
-        given: Option<&str>,
+        own: roles::OwnRole<'_>,
     ) -> Result<roles::Roles, AdminError> {
         loop {
             let mut chosen = roles::choose(&self.session, &self.lock.name).await?;
-            if let Some(given) = given {
-                given.clone_into(&mut chosen.read_write);
+            if let Some(name) = own.name() {
+                name.clone_into(&mut chosen.read_write);
             }
             let mark = self.operation.argument("mark");
-            let given = given.is_some();
-            match roles::create(&self.session, &self.rights, &chosen, passwords, mark, given).await {
-                // Ends: each round means one more existing role, and `choose` has a limit.
-                Err(AdminError::Exists(_)) => {}
+            let exists = matches!(own, roles::OwnRole::Existing(_));
+            match roles::create(&self.session, &self.rights, &chosen, passwords, mark, exists).await {
+                Err(error @ AdminError::Exists(_)) => {
+                    // Ends: each round means one more existing role, and `choose` has a limit.
+                    if let roles::OwnRole::Named(name) = own
+                        && roles::exists(&self.session, name).await?
+                    {
+                        return Err(error);
+                    }
+                }
                 made => return made.map(|()| chosen),
             }
         }

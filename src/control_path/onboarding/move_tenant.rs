@@ -27,14 +27,16 @@ use tokio::time::Instant;
 
 use super::{
     Work,
+    carried_roles::{self, Carried},
     copy_database::Copy,
     enter_host,
     extensions::Extensions,
     names::ident,
-    operation::{Operation, Passwords, SealedPasswords, TenantLock},
+    operation::{Operation, SealedPasswords, TenantLock},
+    ownership,
     replication::{self, Stopped},
     replication_checks, role_attributes,
-    roles::{self, Roles},
+    roles::{self, OwnRole, Roles},
     source_host::Source,
     undo::{drop_database, undo},
 };
@@ -121,12 +123,13 @@ async fn try_to_move(actor: &Actor, name: &str, wanted: &MoveTenant) -> Result<M
     let admin = HostAdmin::load(actor, &lock.client, &wanted.host).await?;
     let (_source_lock, _) = enter_host(&source.admin, source.tenant_id).await?;
     let (session, rights) = enter_host(&admin, source.tenant_id).await?;
-    source.refuse_unmovable(&lock, &session, &wanted.host).await?;
+    let carried = Carried::look(actor, &lock, &source, &session, &wanted.host).await?;
+    source.refuse_unmovable(&lock, &session, &wanted.host, &carried.names()).await?;
     let programs = CopyPrograms::for_server(&source.session).await?;
 
-    let operation = begin(actor, &mut lock, &source, wanted).await?;
+    let operation = begin(actor, &mut lock, &source, &carried, wanted).await?;
     let mut work = Work { actor, lock, operation, admin, session, rights };
-    let carried = carry(&mut work, &source, &programs, wanted.patience).await;
+    let carried = carry(&mut work, &source, &carried, &programs, wanted.patience).await;
     let Work { mut lock, mut operation, session, .. } = work;
     drop((session, _source_lock)); // and with them the locks on the hosts, which undoing takes
     let error = match carried {
@@ -145,12 +148,16 @@ async fn begin(
     actor: &Actor,
     lock: &mut TenantLock,
     source: &Source,
+    carried: &Carried,
     wanted: &MoveTenant,
 ) -> Result<Operation, AdminError> {
     let name = lock.name.clone();
+    // Of the carried roles, those that an earlier move made here will be dropped.
+    let own = [source.roles.read_write.as_str(), source.roles.read_only.as_str()];
+    let old_roles: Vec<&str> = own.into_iter().chain(carried.names()).collect();
     let arguments = json!({
         "name": name, "host": wanted.host, "from": source.admin.name, "database": source.database,
-        "oid": source.oid, "old_roles": [source.roles.read_write, source.roles.read_only],
+        "oid": source.oid, "old_roles": old_roles, "locked": carried.locked(),
         "mark": roles::new_mark("move", &name), "keep_source": wanted.keep_source,
     });
     let transaction = lock.client.transaction().await?;
@@ -164,6 +171,7 @@ async fn begin(
 async fn carry(
     work: &mut Work<'_>,
     source: &Source,
+    carried: &Carried,
     programs: &CopyPrograms,
     patience: Duration,
 ) -> Result<(), AdminError> {
@@ -171,10 +179,15 @@ async fn carry(
     replication_checks::refuse_hidden(source, &origin).await?;
     let host = work.admin.name.clone();
     let extensions = Extensions::look(source, &origin, &work.session, work.rights, &host).await?;
-    let passwords = Passwords::generate();
-    let made = work.make_roles(&passwords, None).await?;
+    let passwords = source.passwords(work.actor)?;
+    let own = match source.role_given {
+        true => OwnRole::Named(&source.roles.read_write),
+        false => OwnRole::Derived,
+    };
+    let made = work.make_roles(&passwords, own).await?;
+    carried.make(work, &made, source).await?;
     work.record("roles").await?;
-    let copy = Copy { source, origin, programs, extensions, made, passwords };
+    let copy = Copy { source, origin, programs, extensions, carried, made, passwords };
     copy.make_database(work).await?;
     work.record("database").await?;
     let schema = copy.make_schema(work).await?;
@@ -190,9 +203,7 @@ async fn carry(
             copy.dump(work, patience).await?
         }
     };
-    for statement in source.settings(&copy.made).await? {
-        work.session.run("taking the database's settings along", &statement).await?;
-    }
+    copy.give_owners(work).await?;
     work.verify_logins(&source.database, &copy.made, &copy.passwords).await?;
     work.record("verified").await?;
     let sealed = copy.passwords.seal(work.actor, source.tenant_id)?;
@@ -209,17 +220,21 @@ pub(super) async fn hold(
     let held = Instant::now();
     set_fenced(work.actor, &work.lock, source.tenant_id, true).await?;
     work.record("fenced").await?;
-    wait_until_quiet(source, patience).await?;
-    source.session.run("keeping the tenant's roles out", &source.login_allowed(false)).await?;
-    wait_until_quiet(source, patience).await?;
+    wait_until_quiet(source, &work.operation, patience).await?;
+    source.session.run("keeping the tenant's roles out", &source.keep_out(&work.operation)).await?;
+    wait_until_quiet(source, &work.operation, patience).await?;
     work.record("quiet").await?;
     Ok(held)
 }
 
-async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), AdminError> {
+async fn wait_until_quiet(
+    source: &Source,
+    operation: &Operation,
+    patience: Duration,
+) -> Result<(), AdminError> {
     let give_up = Instant::now() + patience;
     loop {
-        let left = source.sessions().await?;
+        let left = source.sessions(operation).await?;
         if left == 0 {
             return Ok(());
         }
@@ -300,8 +315,7 @@ async fn put_back(actor: &Actor, lock: &mut TenantLock, operation: &mut Operatio
         return Err(AdminError::Refused("it has moved already".to_owned()));
     }
     let source = Source::load(actor, lock).await?;
-    let allowed = source.login_allowed(!source.suspended);
-    source.session.run("letting the tenant's roles in again", &allowed).await?;
+    source.session.run("letting the tenant's roles in again", &source.let_in(operation)).await?;
     set_fenced(actor, lock, operation.tenant_id, false).await?;
     replication::sweep(actor, lock, operation).await?;
     undo(actor, lock, operation).await
@@ -353,6 +367,8 @@ async fn clean_up(actor: &Actor, lock: &TenantLock, operation: &Operation) -> Re
     for role in operation.arguments["old_roles"].as_array().into_iter().flatten() {
         roles::release(&admin, &session, role.as_str().unwrap_or_default()).await?;
     }
+    ownership::leave_owners(lock, &session, operation.tenant_id).await?;
+    carried_roles::unlock(&admin, &session, operation).await?;
     // A dump contains no statistics, and without them the first queries are planned badly. ANALYZE
     // evaluates expressions of the tenant, so the tenant's role runs it.
     if let Err(error) = analyse(actor, lock, operation).await {

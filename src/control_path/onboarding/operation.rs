@@ -5,7 +5,8 @@
 //! running ──every step recorded──▶ done
 //!    ├── a step failed, what was made is undone ──▶ undone (or failed, where even that failed)
 //!    └── the process died: the lock is free, the row still says running;
-//!        the next lock on the tenant undoes it (create, adopt) or continues it (drop)
+//!        the next lock on the tenant undoes it (create, adopt) or continues it (drop); if no command takes
+//!        it, a node does (`abandoned.rs`)
 //! ```
 //!
 //! Lock and record share one connection. If it breaks, recording the next step fails, so no work goes on
@@ -47,6 +48,15 @@ impl TenantLock {
     /// The same with a short wait.
     pub async fn take_at_once(actor: &Actor, name: &str) -> Result<Self, AdminError> {
         Self::take_within(actor, name, AT_ONCE_MS).await
+    }
+
+    /// The lock if nobody holds it; does not wait.
+    pub async fn take_if_free(actor: &Actor, name: &str) -> Result<Option<Self>, AdminError> {
+        let client = actor.central.connect_to(actor.central.database()).await?;
+        let lock =
+            "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pglobby tenant ' || $1, 0))";
+        let taken: bool = client.query_one(lock, &[&name]).await?.get(0);
+        Ok(taken.then(|| Self { name: name.to_owned(), client }))
     }
 
     async fn take_within(actor: &Actor, name: &str, wait_ms: u32) -> Result<Self, AdminError> {

@@ -164,7 +164,8 @@ async fn first(
     Ok(session.texts(doing, sql, &[&role, &MARK]).await?.into_iter().next())
 }
 
-async fn may_grant(session: &HostSession, role: &str) -> Result<bool, AdminError> {
+/// Whether the administrator may lock the role, change its password, or make others its members.
+pub(super) async fn may_grant(session: &HostSession, role: &str) -> Result<bool, AdminError> {
     let rows = session.query("looking at the administrator's rights", MAY_GRANT, &[&role]).await?;
     Ok(rows.first().is_some_and(|row| row.get(0)))
 }

@@ -33,6 +33,33 @@ pub struct Roles {
     pub read_only: String,
 }
 
+/// The tenant's own role, which owns its database or acts as the owners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnRole<'a> {
+    /// Is made, and named after the tenant.
+    Derived,
+    /// Exists.
+    Existing(&'a str),
+    /// Is made, with this name.
+    Named(&'a str),
+}
+
+impl OwnRole<'_> {
+    /// The name that was chosen for it.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Derived => None,
+            Self::Existing(name) | Self::Named(name) => Some(name),
+        }
+    }
+}
+
+/// Whether the host has a role of this name.
+pub async fn exists(session: &HostSession, role: &str) -> Result<bool, AdminError> {
+    let sql = "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1";
+    Ok(!session.query("looking for a role", sql, &[&role]).await?.is_empty())
+}
+
 /// A unique mark.
 pub fn new_mark(kind: &str, tenant: &str) -> String {
     let token: u128 = rand::rng().random();
@@ -89,8 +116,8 @@ pub async fn create(
         {
             session.run("giving up on a role name", "ROLLBACK").await?;
             Err(AdminError::Exists(format!(
-                "role {:?} was created by another session just now",
-                roles.read_only
+                "role {:?} or {:?} was created by another session just now",
+                roles.read_write, roles.read_only
             )))
         }
         _ => made,

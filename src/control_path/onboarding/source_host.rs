@@ -1,15 +1,19 @@
 //! The host that a tenant moves away from.
 
 use super::{
+    carried_roles::recorded_locks,
     names::{ident, literal, shell_word},
-    operation::TenantLock,
+    operation::{Operation, Passwords, TenantLock},
     reown,
     roles::{self, Roles},
 };
-use crate::control_path::admin::{
-    actor::{Actor, AdminError},
-    host_connection::{HostAdmin, HostSession},
-    tenants::missing,
+use crate::control_path::{
+    admin::{
+        actor::{Actor, AdminError},
+        host_connection::{HostAdmin, HostSession},
+        tenants::missing,
+    },
+    secrets::seal::SecretLocation,
 };
 
 /// A tenant on its present host.
@@ -23,19 +27,27 @@ pub(super) struct Source {
     /// The read-only role's name is empty if there is none.
     pub roles: Roles,
     adopted: bool,
+    /// The operator chose its role (`tenant adopt --username`), which keeps its name.
+    pub role_given: bool,
+    /// Of the tenant's own role.
+    sealed_password: Option<Vec<u8>>,
+    /// pglobby did not make the tenant's role on this host.
+    foreign_role: bool,
     /// Its roles may not log in.
     pub suspended: bool,
     /// Options for `CREATE DATABASE`.
     locale: String,
 }
 
-/// Settings of the database and of the tenant's roles in it, as the end of an ALTER DATABASE or ALTER ROLE.
+/// Settings of the database and of the tenant's roles in it, with the role that they act as everywhere; all of a role that
+/// the operator chose (`$4`).
 const SETTINGS: &str = r"
 SELECT CASE WHEN r.rolname IS NULL THEN '' ELSE r.rolname::text END, split_part(s.setting, '=', 1),
-       substr(s.setting, strpos(s.setting, '=') + 1)
-FROM pg_db_role_setting c JOIN pg_database d ON d.oid = c.setdatabase AND d.datname = $1
+       substr(s.setting, strpos(s.setting, '=') + 1), c.setdatabase <> 0
+FROM pg_db_role_setting c LEFT JOIN pg_database d ON d.oid = c.setdatabase
 LEFT JOIN pg_roles r ON r.oid = c.setrole, unnest(c.setconfig) AS s (setting)
-WHERE c.setrole = 0 OR r.rolname IN ($2, $3)";
+WHERE (d.datname = $1 AND (c.setrole = 0 OR r.rolname IN ($2, $3)))
+   OR (c.setdatabase = 0 AND (($4 AND r.rolname = $2) OR (r.rolname IN ($2, $3) AND s.setting LIKE 'role=%')))";
 
 /// Parameters with a list of names, whose elements ALTER DATABASE takes one by one.
 const LISTS: &str = "search_path temp_tablespaces session_preload_libraries local_preload_libraries
@@ -62,7 +74,8 @@ fn list(kept: &str) -> String {
 impl Source {
     /// Reads the central database and the host.
     pub async fn load(actor: &Actor, lock: &TenantLock) -> Result<Self, AdminError> {
-        let sql = "SELECT id, status, host, database, username, ro_username, adopted FROM pglobby.tenants
+        let sql = "SELECT id, status, host, database, username, ro_username, adopted, role_given,
+                          sealed_password FROM pglobby.tenants
                    WHERE name = $1 AND status <> 'dropped'";
         let Some(row) = lock.client.query_opt(sql, &[&lock.name]).await? else {
             return Err(missing(actor, &lock.client, &lock.name).await);
@@ -92,11 +105,16 @@ impl Source {
             literal(found.get(2)),
             literal(found.get(3))
         );
+        let (role_given, role): (bool, String) = (row.get("role_given"), row.get("username"));
+        let foreign_role = role_given && !roles::ours(&session, &role).await?;
         Ok(Self {
             tenant_id: row.get("id"),
             oid: found.get(0),
+            role_given,
+            sealed_password: row.get("sealed_password"),
+            foreign_role,
             roles: Roles {
-                read_write: row.get("username"),
+                read_write: role,
                 read_only: row.get::<_, Option<String>>("ro_username").unwrap_or_default(),
             },
             adopted: row.get("adopted"),
@@ -117,12 +135,14 @@ impl Source {
         lock: &TenantLock,
         target: &HostSession,
         host: &str,
+        carried: &[&str],
     ) -> Result<(), AdminError> {
         if self.adopted {
-            self.refuse_foreign(&lock.name).await?;
+            self.refuse_foreign(&lock.name, carried).await?;
         }
         for role in [&self.roles.read_write, &self.roles.read_only] {
-            if !role.is_empty() && !roles::ours(&self.session, role).await? {
+            let chosen = self.role_given && *role == self.roles.read_write;
+            if !role.is_empty() && !chosen && !roles::ours(&self.session, role).await? {
                 return Err(AdminError::Refused(format!(
                     "role {role:?} on host {:?} was not made by pglobby (its comment says so), so it is left alone",
                     self.admin.name
@@ -151,14 +171,15 @@ impl Source {
         )))
     }
 
-    /// Refuses an adopted database of which the tenant's role is not the owner of everything.
-    async fn refuse_foreign(&self, name: &str) -> Result<(), AdminError> {
+    /// Refuses an adopted database with objects of other owners than the tenant's role and the `carried` ones.
+    async fn refuse_foreign(&self, name: &str, carried: &[&str]) -> Result<(), AdminError> {
         let inside = self.admin.connect_to(&self.database).await?;
-        let owners = reown::foreign(&inside, &self.roles.read_write).await?;
+        let mut owners = reown::foreign(&inside, &self.roles.read_write).await?;
+        owners.retain(|object| !carried.contains(&object.owner.as_str()));
         let Some(object) = owners.first() else { return Ok(()) };
         Err(AdminError::Refused(format!(
-            "tenant {name:?} was adopted, and role {:?}, which the other host does not know, owns {} objects in its database; \
-             pglobby tenant drop {} (the database stays), adopt it again with --ownership transfer, and move it then",
+            "tenant {name:?} was adopted, and role {:?}, which the tenant's role does not act as, owns one of {} objects that would \
+             become the tenant's; pglobby tenant drop {} (the database stays), adopt it again with --ownership transfer, and move it then",
             object.owner,
             owners.len(),
             shell_word(name)
@@ -181,49 +202,89 @@ impl Source {
 
     /// Number of sessions and prepared transactions of the tenant's roles on the old host. A copy would
     /// lose them.
-    pub async fn sessions(&self) -> Result<i64, AdminError> {
-        let sql = "SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usename = ANY ($1))
+    pub async fn sessions(&self, operation: &Operation) -> Result<i64, AdminError> {
+        let sql = "SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity
+                           WHERE usename = ANY ($1) OR (usename = ANY ($3) AND datname = $2))
                      + (SELECT count(*) FROM pg_catalog.pg_prepared_xacts WHERE database = $2)";
         let roles = vec![&self.roles.read_write, &self.roles.read_only];
-        let rows =
-            self.session.query("counting the tenant's sessions", sql, &[&roles, &self.database]).await?;
+        let locked = recorded_locks(operation);
+        let rows = self
+            .session
+            .query("counting the tenant's sessions", sql, &[&roles, &self.database, &locked])
+            .await?;
         Ok(rows.first().map_or(0, |row| row.get(0)))
     }
 
-    /// Statements that allow or forbid both roles to log in.
-    pub fn login_allowed(&self, allowed: bool) -> String {
-        let login = if allowed { "LOGIN" } else { "NOLOGIN" };
-        let roles = [&self.roles.read_write, &self.roles.read_only];
-        let present = roles.into_iter().filter(|role| !role.is_empty());
-        present.map(|role| format!("ALTER ROLE {} {login};\n", ident(role))).collect()
+    /// Statements that keep the tenant's roles out, and owners that may log in.
+    pub fn keep_out(&self, operation: &Operation) -> String {
+        let locked = recorded_locks(operation);
+        self.own_roles().chain(locked).map(|role| format!("ALTER ROLE {} NOLOGIN;\n", ident(role))).collect()
+    }
+
+    /// Statements that let them in again; not the tenant's roles if it is suspended.
+    pub fn let_in(&self, operation: &Operation) -> String {
+        let own = if self.suspended { "NOLOGIN" } else { "LOGIN" };
+        let own = self.own_roles().map(|role| (role, own));
+        let locked = recorded_locks(operation).into_iter().map(|role| (role, "LOGIN"));
+        own.chain(locked).map(|(role, login)| format!("ALTER ROLE {} {login};\n", ident(role))).collect()
+    }
+
+    /// Those of the tenant's roles that pglobby made.
+    fn own_roles(&self) -> impl Iterator<Item = &str> {
+        let read_write = Some(self.roles.read_write.as_str()).filter(|_| !self.foreign_role);
+        read_write.into_iter().chain(Some(self.roles.read_only.as_str()).filter(|role| !role.is_empty()))
+    }
+
+    /// The name on the new host of one of the tenant's roles; any other name stays.
+    pub fn on_new_host<'a>(&self, role: &'a str, new: &'a Roles) -> &'a str {
+        match role {
+            role if role == self.roles.read_write => &new.read_write,
+            role if role == self.roles.read_only => &new.read_only,
+            role => role,
+        }
+    }
+
+    /// Passwords for the roles on the new host. A role that the operator chose keeps its own.
+    pub fn passwords(&self, actor: &Actor) -> Result<Passwords, AdminError> {
+        let mut passwords = Passwords::generate();
+        if let (true, Some(sealed)) = (self.role_given, &self.sealed_password) {
+            let row = self.tenant_id.to_string();
+            let place = SecretLocation { table: "tenants", row: &row, column: "sealed_password" };
+            passwords.read_write = actor.keyring.open(&place, sealed)?;
+        }
+        Ok(passwords)
     }
 
     /// Settings of the database and its roles, for the roles on the new host.
-    pub async fn settings(&self, new: &Roles) -> Result<Vec<String>, AdminError> {
+    /// Roles that they act as must be among the `carried` ones.
+    pub async fn settings(&self, new: &Roles, carried: &[&str]) -> Result<Vec<String>, AdminError> {
         let rows = self
             .session
             .query(
                 "looking at the database's settings",
                 SETTINGS,
-                &[&self.database, &self.roles.read_write, &self.roles.read_only],
+                &[&self.database, &self.roles.read_write, &self.roles.read_only, &self.role_given],
             )
             .await?;
         let statement = |row: &tokio_postgres::Row| {
             let (role, key, value): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+            if key == "role" && !role.is_empty() && !carried.contains(&value.as_str()) {
+                return None; // It is no member of that role, so the setting does nothing.
+            }
             let database = ident(&self.database);
-            let target = match role {
-                role if role.is_empty() => format!("DATABASE {database}"),
-                role if role == self.roles.read_write => {
-                    format!("ROLE {} IN DATABASE {database}", ident(&new.read_write))
+            let target = match (role.is_empty(), row.get(3)) {
+                (true, _) => format!("DATABASE {database}"),
+                (false, true) => {
+                    format!("ROLE {} IN DATABASE {database}", ident(self.on_new_host(&role, new)))
                 }
-                _ => format!("ROLE {} IN DATABASE {database}", ident(&new.read_only)),
+                (false, false) => format!("ROLE {}", ident(self.on_new_host(&role, new))),
             };
             let is_list = LISTS.split_whitespace().any(|name| name == key);
             let value = if is_list { list(&value) } else { literal(&value) };
             let key: Vec<String> = key.split('.').map(ident).collect();
-            format!("ALTER {target} SET {} TO {value}", key.join("."))
+            Some(format!("ALTER {target} SET {} TO {value}", key.join(".")))
         };
-        Ok(rows.iter().map(statement).collect())
+        Ok(rows.iter().filter_map(statement).collect())
     }
 }
 

@@ -209,7 +209,7 @@ impl Pool {
     }
 
     /// A server, opened if need be; waits for at most `wait` from `since` on. Errors:
-    /// [`ClientError::PoolBusy`] after that time, [`ClientError::ServerUnreachable`] when none could be
+    /// [`ClientError::PoolBusy`] after that time, [`ClientError::Moving`] if the tenant moves then, [`ClientError::ServerUnreachable`] when none could be
     /// opened, [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
     pub async fn borrow(
         self: &Arc<Self>,
@@ -218,6 +218,10 @@ impl Pool {
     ) -> Result<Box<PooledServer>, ClientError> {
         let borrowed = ServerWait::new(self, since, wait).await;
         if matches!(borrowed, Err(ClientError::PoolBusy { .. })) {
+            let pools = self.all_pools();
+            if pools.is_some_and(|pools| pools.pauses.is_moving(self.tenant.id)) {
+                return Err(ClientError::Moving { tenant: self.tenant.name.to_string() });
+            }
             self.stats.waits_timed_out.fetch_add(1, Ordering::Relaxed);
             if let Some(suppressed) = self.stats.timed_out_waits_log.admit(Instant::now()) {
                 tracing::warn!(

@@ -20,6 +20,8 @@ pub struct Pauses(Mutex<State>);
 struct State {
     all_paused: bool,
     paused: HashSet<i64>,
+    /// Of `paused`, those that move to another host.
+    moving: HashSet<i64>,
     disabled: HashSet<i64>,
 }
 
@@ -28,6 +30,11 @@ impl Pauses {
     pub fn is_paused(&self, tenant: i64) -> bool {
         let state = locked(&self.0);
         state.all_paused || state.paused.contains(&tenant)
+    }
+
+    /// Whether a tenant's pools lend no server because it moves to another host.
+    pub fn is_moving(&self, tenant: i64) -> bool {
+        locked(&self.0).moving.contains(&tenant)
     }
 
     /// Whether no pool lends a server.
@@ -62,9 +69,13 @@ impl Pauses {
             (None, false) => {
                 state.all_paused = false;
                 state.paused.clear();
+                state.moving.clear();
             }
             (Some(tenant), true) => drop(state.paused.insert(tenant)),
-            (Some(tenant), false) => drop(state.paused.remove(&tenant)),
+            (Some(tenant), false) => {
+                state.paused.remove(&tenant);
+                state.moving.remove(&tenant);
+            }
         }
     }
 }
@@ -78,6 +89,12 @@ impl TenantPools {
             pool.queue.set_paused(true);
             pool.listener.end(ClientError::ListenerPaused);
         }
+    }
+
+    /// The same while a tenant moves: sessions that wait too long read why.
+    pub fn pause_for_move(&self, tenant: i64) {
+        locked(&self.pauses.0).moving.insert(tenant);
+        self.pause(Some(tenant));
     }
 
     /// Lends servers again.
