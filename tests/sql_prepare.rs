@@ -5,6 +5,7 @@ mod support;
 
 use support::{
     Proxy, Wire,
+    comparison::Comparison,
     wire::{Message, bind, c_string, close, describe, execute, message, parse, rows, sync, tags},
 };
 
@@ -381,4 +382,40 @@ async fn sessions_that_read_the_list_of_statements_in_turn_see_their_own() {
         assert_eq!(other.ask(list).await, "second");
     }
     assert_eq!(other.ask("EXECUTE second").await, "2");
+}
+
+/// What was sent behind a PREPARE that failed ran a statement that does not exist, and wrote its row.
+#[tokio::test]
+async fn what_is_sent_behind_a_prepare_that_fails_finds_no_statement() {
+    let comparison =
+        Comparison::start(2, "CREATE TABLE written (n int); GRANT ALL ON written TO PUBLIC").await;
+    let query = |sql: &str| message(b'Q', &c_string(sql));
+    let run = [bind("", "q", &[]), execute("", 0), sync()].concat();
+    let described = [describe(b'S', "q"), sync()].concat();
+    let text = [parse("", "EXECUTE q"), bind("", "", &[]), execute("", 0), sync()].concat();
+    let prepare = "PREPARE q AS INSERT INTO written VALUES (1)";
+    let failing = [
+        vec![query(&format!("SELECT 1/0; {prepare}"))],
+        vec![query(&format!("{prepare}; SELECT 1/0"))],
+        vec![query("PREPARE q AS SELECT nope")],
+        vec![query("BEGIN"), query("SELECT 1/0"), query(prepare), query("ROLLBACK")],
+        vec![query(prepare), query("DEALLOCATE q; SELECT 1/0")],
+        vec![query(prepare), query("SELECT 1/0; DEALLOCATE q")],
+    ];
+    for failing in failing {
+        for behind in [query("EXECUTE q"), run.clone(), described.clone(), text.clone(), query(prepare)] {
+            let mut twin = comparison.twin("").await;
+            let bytes = [failing.concat(), behind].concat();
+            twin.direct.send_bytes(&bytes).await;
+            twin.proxied.send_bytes(&bytes).await;
+            for _ in 0..=failing.len() {
+                let [direct, proxied] = [twin.direct.until_ready().await, twin.proxied.until_ready().await];
+                let told = |answers: &[Message]| {
+                    let errors = answers.iter().filter(|answer| answer.tag == b'E');
+                    (tags(answers), errors.map(|error| error.field(b'M')).collect::<Vec<_>>())
+                };
+                assert_eq!(told(&proxied), told(&direct), "{}", String::from_utf8_lossy(&bytes));
+            }
+        }
+    }
 }

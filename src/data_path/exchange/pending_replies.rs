@@ -179,6 +179,10 @@ impl ReplyTracker {
                     may_be_skipped || self.unanswered.contains(Unanswered::UNNAMED_IN_BATCH),
                 );
                 self.batch.set_in_batch(false);
+                // Any of its statements may fail, and the next request is not of its batch.
+                if matches!(&request, Request::Query(Some(effects)) if !effects.effects.is_empty()) {
+                    self.unanswered.insert(Unanswered::NAMED_EARLIER);
+                }
             }
             _ => {
                 if matches!(request, Request::Parse(Some(_)) | Request::Close(Some(_))) {
@@ -312,11 +316,13 @@ impl ReplyTracker {
         if self.takes_copy_data() {
             return false;
         }
-        let last_sync = self.pending.iter().rposition(|reply| matches!(reply.request, Request::Sync));
-        self.pending.iter().take(last_sync.unwrap_or(0)).any(|reply| match &reply.request {
+        let ends_batch = |reply: &PendingReply| matches!(reply.request, Request::Sync | Request::Query(_));
+        let ended = self.pending.iter().rposition(ends_batch).map_or(0, |last| last + 1);
+        self.pending.iter().take(ended).any(|reply| match &reply.request {
             Request::Parse(Some(changed)) | Request::Close(Some(changed)) => {
                 changed.client_name.as_deref() == Some(name)
             }
+            Request::Query(Some(effects)) => effects.concerns(name),
             _ => false,
         })
     }
@@ -354,6 +360,7 @@ impl ReplyTracker {
             | Request::Close(Some(_))
             | Request::CloseUnnamed
             | Request::DescribeParsed(_) => true,
+            Request::Query(Some(effects)) if !effects.effects.is_empty() => true,
             Request::Query(_) => self.unanswered.contains(Unanswered::UNNAMED_EARLIER),
             _ => false,
         };

@@ -32,6 +32,16 @@ impl PrepareEffects {
         self.effects.iter().filter_map(PrepareEffect::prepares).map(|named| &named.statement)
     }
 
+    /// Whether one of the effects is on the statement that the client calls `name`.
+    pub fn concerns(&self, name: &[u8]) -> bool {
+        self.effects.iter().any(|effect| match effect {
+            PrepareEffect::Prepares(named) | PrepareEffect::Deallocates(Some(named)) => {
+                named.client_name.as_deref() == Some(name)
+            }
+            PrepareEffect::Deallocates(None) => false,
+        })
+    }
+
     /// Assumes that a PREPARE succeeds if the client does not use the name yet.
     pub fn expect(&self, client: &mut ClientStatements, server: &mut ServerStatements) {
         for named in self.effects.iter().filter_map(PrepareEffect::prepares) {
