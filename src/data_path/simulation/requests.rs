@@ -137,7 +137,9 @@ impl Requests {
             4 => {
                 // Between the statements of one text, no startup parameter can be set again.
                 let mut texts = vec![self.statement(), self.statement(), self.probe()];
-                let resets = |sql: &String| ["RESET", "ROLLBACK"].iter().any(|verb| sql.starts_with(verb));
+                // The COMMIT of a failed transaction is a ROLLBACK.
+                let resets =
+                    |sql: &String| ["RESET", "ROLLBACK", "COMMIT"].iter().any(|verb| sql.starts_with(verb));
                 texts.retain(|sql| !resets(sql));
                 batch.query(&texts.join("; "));
             }

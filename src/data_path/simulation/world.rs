@@ -211,13 +211,18 @@ impl World {
         if timeout(Duration::from_secs(600), quiet).await.is_err() {
             return Err(format!("ten minutes after the last client left: {}", self.state()));
         }
-        // A server that was just closed ends a moment later.
-        sleep(Duration::from_secs(60)).await;
-        let live: usize = self.proxy.pools.all().iter().map(|pool| pool.live()).sum();
-        let open = self.host.leftovers();
-        if open.len() > live {
-            return Err(format!("{} servers are open, {}", open.len(), self.state()));
+        // A server that was just closed ends a moment later. The pools go on checking idle ones, and close some.
+        let live = || self.proxy.pools.all().iter().map(|pool| pool.live()).sum::<usize>();
+        let ended = async {
+            while self.host.leftovers().len() > live() {
+                sleep(Duration::from_millis(70)).await;
+            }
+        };
+        if timeout(Duration::from_secs(60), ended).await.is_err() {
+            let pids: Vec<_> = self.host.leftovers().into_iter().map(|(pid, _)| pid).collect();
+            return Err(format!("servers {pids:?} are open, {}", self.state()));
         }
+        let open = self.host.leftovers();
         if let Some((pid, left)) = open.iter().find(|(_, left)| !left.is_empty()) {
             return Err(format!("idle server {pid} has {}", left.join(", ")));
         }
