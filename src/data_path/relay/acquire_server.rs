@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How much of a text is looked at.
-const TEXT_BYTES_MAX: usize = 4096;
+pub(super) const TEXT_BYTES_MAX: usize = 4096;
 
 /// Why the client's next messages wait for pending replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,8 @@ impl Relay {
         if self.pool.is_retired() {
             self.follow_successor()?;
         }
-        let may_borrow = self.session.side.start_settings.is_same();
+        let may_borrow = self.session.side.start_settings.is_same()
+            && !(self.listening.is_some() && self.may_unlisten(request));
         let server = match self.pool.has_custom_parameters() {
             _ if !may_borrow => None,
             false => self.pool.try_borrow(),
@@ -91,13 +92,18 @@ impl Relay {
                 next();
                 Cow::Borrowed(body)
             }
-            Some(b'B') => {
-                next();
-                self.session.side.prepared_text(next()).unwrap_or_default()
-            }
+            Some(b'B') => self.bound_text(request).unwrap_or_default(),
             _ => Cow::Borrowed(&b""[..]),
         };
         FirstText::of(text.get(..TEXT_BYTES_MAX).unwrap_or(&text))
+    }
+
+    /// The text of the statement that the first message of these bytes binds, if it is a Bind.
+    #[cold]
+    pub(super) fn bound_text(&self, request: &[u8]) -> Option<Cow<'_, [u8]>> {
+        let mut body = request.get(HEADER_BYTES..).filter(|_| request.first() == Some(&b'B'))?;
+        let _portal = cstr(&mut body).ok()?;
+        self.session.side.prepared_text(cstr(&mut body).ok()?)
     }
 
     /// Session mode: the session has this server from its login to its end.
@@ -196,6 +202,9 @@ impl Relay {
                         Ok(renewed) => server = renewed,
                         Err(client_error) => return self.not_borrowed(client_error),
                     }
+                }
+                if self.listening.is_some() {
+                    Box::pin(self.catch_up()).await;
                 }
                 self.hold_server(server);
                 self.send_inbox().await
