@@ -229,7 +229,7 @@ impl Pool {
 
     /// Returns a server. It is closed if it is not reusable, too old, or if another pool needs its permit.
     #[inline]
-    pub fn give_back(&self, mut server: Box<PooledServer>) {
+    pub fn give_back(self: &Arc<Self>, mut server: Box<PooledServer>) {
         server.listed.returned(server.side.statements.len());
         if server.side.parameters_changed {
             self.note_reported(&mut server);
@@ -247,7 +247,7 @@ impl Pool {
         server.idle_since = now;
         server.answered_at = now;
         self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.put(server);
+        self.put_to_rest(server);
     }
 
     /// Hands a server to the longest waiter, or makes it idle; closes it if the pool is paused or retired.

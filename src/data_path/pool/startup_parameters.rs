@@ -287,7 +287,7 @@ async fn longest_idle_for(
 }
 
 async fn status_from(
-    pool: &Pool,
+    pool: &Arc<Pool>,
     mut server: Box<PooledServer>,
     beside: bool,
     asked: Settings,

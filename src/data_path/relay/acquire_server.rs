@@ -236,6 +236,7 @@ impl Relay {
         }
         if let Some(start) = self.pool.start() {
             self.session.side.keep_start_settings(start);
+            self.apply_idle_session_timeout();
         }
         Ok(true)
     }

@@ -285,7 +285,9 @@ impl Relay {
                 return Ok(());
             }
             server.side.custom.ever.insert(self.session.side.custom);
+            self.apply_idle_session_timeout();
         }
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
         server.side.applied = if applied == *self.session.side.wanted {
             self.session.side.wanted.clone()
         } else {
