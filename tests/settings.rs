@@ -150,6 +150,45 @@ async fn the_databases_idle_session_timeout_ends_sessions_and_no_server() {
     assert_eq!(rows(&without.query("SELECT pg_backend_pid()").await), server);
 }
 
+/// PostgreSQL refuses the parameter in a session that has used temporary tables, and other sessions had used the server.
+#[tokio::test]
+async fn temp_buffers_may_be_set_though_others_have_had_temporary_tables() {
+    let comparison = Comparison::start(2, "").await;
+    // Both servers have had temporary tables, which are gone.
+    let dirty = async || {
+        let (mut one, mut two) = (comparison.twin("").await.proxied, comparison.twin("").await.proxied);
+        for session in [&mut one, &mut two] {
+            session
+                .query("BEGIN; CREATE TEMP TABLE x (a int) ON COMMIT DROP; INSERT INTO x VALUES (1)")
+                .await;
+        }
+        for session in [&mut one, &mut two] {
+            session.query("COMMIT").await;
+        }
+    };
+    dirty().await;
+    for sql in ["SET temp_buffers = '2MB'", "SET SESSION temp_buffers TO 256"] {
+        let mut new = comparison.twin("").await;
+        new.say(sql).await;
+        new.say("SHOW temp_buffers").await;
+        dirty().await;
+        new.say("SHOW temp_buffers").await;
+        new.say("SELECT 1").await;
+    }
+    for options in ["-c temp_buffers=3MB", "-c temp_buffers=3MB", "-c temp_buffers=400"] {
+        let mut new = comparison.twin(options).await;
+        new.say("SHOW temp_buffers").await;
+        dirty().await;
+        new.say("SHOW temp_buffers").await;
+    }
+    // One that has the same value keeps the servers.
+    let (mut one, mut other) = (comparison.twin("-c temp_buffers=5MB").await, comparison.twin("").await);
+    one.say("CREATE TEMP TABLE y AS SELECT 1 AS a").await;
+    one.say("DROP TABLE y").await;
+    one.say("SHOW temp_buffers").await;
+    other.say("SHOW temp_buffers").await;
+}
+
 /// Severity, SQLSTATE and message.
 async fn last_words(session: &mut Wire) -> [Option<String>; 3] {
     let end = session.until_end().await;

@@ -25,13 +25,14 @@ pub mod startup_parameters;
 mod startup_values;
 pub mod stats;
 mod succession;
+mod temp_buffers;
 mod tenant_pools;
 mod wait_queue;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -169,6 +170,8 @@ pub struct Pool {
     role_start: RoleStart,
     catalogs: KnownCatalogs,
     custom: CustomParameters,
+    /// A server may have used temporary tables.
+    used_temporary: AtomicBool,
     status_cache: StatusCache,
     /// Listens for sessions that LISTEN. Shared with the pools that replace this one.
     listener: Arc<ListenerSlot>,

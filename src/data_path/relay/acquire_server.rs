@@ -18,7 +18,12 @@ use crate::{
         exchange::{FIRST_MESSAGE_BYTES, FirstMessage},
         pool::{PooledServer, custom_parameters::FirstText},
         server::connection::Server,
-        session_state::{custom_names::CustomSet, pins::Pins, role_settings::StartSettings},
+        session_state::{
+            custom_names::CustomSet,
+            pins::Pins,
+            role_settings::StartSettings,
+            temporary_use::{NewTempBuffers, TEMP_BUFFERS, sets_temp_buffers},
+        },
         sessions::registry::Activity,
     },
     error::ClientError,
@@ -66,7 +71,8 @@ impl Relay {
             self.follow_successor()?;
         }
         let may_borrow = self.session.side.start_settings.is_same()
-            && !(self.listening.is_some() && self.may_unlisten(request));
+            && !(self.listening.is_some() && self.may_unlisten(request))
+            && !(self.pool.has_used_temporary() && self.new_temp_buffers(request).is_some());
         let server = match self.pool.has_custom_parameters() {
             _ if !may_borrow => None,
             false => self.pool.try_borrow(),
@@ -84,18 +90,32 @@ impl Relay {
     /// What the first message of these bytes is, as far as it may see a custom parameter.
     #[cold]
     fn first_text(&self, request: &[u8]) -> FirstText {
+        let text = self.first_message_text(request);
+        FirstText::of(text.get(..TEXT_BYTES_MAX).unwrap_or(&text))
+    }
+
+    /// The text in the first message of these bytes, as far as it is here.
+    #[cold]
+    fn first_message_text<'r>(&'r self, request: &'r [u8]) -> Cow<'r, [u8]> {
         let mut body = request.get(HEADER_BYTES..).unwrap_or_default();
-        let mut next = || cstr(&mut body).unwrap_or_default();
-        let text = match request.first() {
-            Some(b'Q') => Cow::Borrowed(request.get(HEADER_BYTES..).unwrap_or_default()),
+        match request.first() {
+            Some(b'Q') => Cow::Borrowed(body),
             Some(b'P') => {
-                next();
+                let _name = cstr(&mut body);
                 Cow::Borrowed(body)
             }
             Some(b'B') => self.bound_text(request).unwrap_or_default(),
             _ => Cow::Borrowed(&b""[..]),
-        };
-        FirstText::of(text.get(..TEXT_BYTES_MAX).unwrap_or(&text))
+        }
+    }
+
+    /// The `temp_buffers` that the session's next server must take.
+    #[cold]
+    fn new_temp_buffers(&self, request: &[u8]) -> Option<NewTempBuffers<'_>> {
+        if sets_temp_buffers(&self.first_message_text(request)) {
+            return Some(NewTempBuffers::ByText);
+        }
+        self.session.side.wanted.get(TEMP_BUFFERS).map(NewTempBuffers::Value)
     }
 
     /// The text of the statement that the first message of these bytes binds, if it is a Bind.
@@ -200,6 +220,14 @@ impl Relay {
                     let (own, text) = (self.session.side.custom, self.first_text(&self.session.inbox));
                     match Box::pin(pool.renew(server, own, text, self.session.query_wait)).await {
                         Ok(renewed) => server = renewed,
+                        Err(client_error) => return self.not_borrowed(client_error),
+                    }
+                }
+                if self.pool.has_used_temporary()
+                    && let Some(new) = self.new_temp_buffers(&self.session.inbox)
+                {
+                    match Box::pin(pool.taking_temp_buffers(server, new)).await {
+                        Ok(taking) => server = taking,
                         Err(client_error) => return self.not_borrowed(client_error),
                     }
                 }
