@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use support::{
     Client, Proxy, Wire,
     client::{PATIENCE, in_time},
+    comparison::{Comparison, Twin},
     wire::{Message, batch, parse, sync, tags},
 };
 
@@ -356,6 +357,59 @@ async fn suspended_and_paused_listeners_are_told_why() {
         "0",
     )
     .await;
+}
+
+/// The server of the session stops sending when UNLISTEN commits, though the connection that listens for all of them goes on.
+#[tokio::test]
+async fn what_unlisten_drops_is_not_delivered() {
+    let comparison = Comparison::start(3, "").await;
+    // `{a}` and `{b}` are channels of this side alone; `other>` is sent by another session.
+    #[rustfmt::skip]
+    let conversations: &[&[&str]] = &[
+        &["UNLISTEN {a}; NOTIFY {a}, '1'"],
+        &["NOTIFY {a}, '1'; UNLISTEN {a}"],
+        &["NOTIFY {a}, '1'; NOTIFY {b}, '2'; UNLISTEN {a}; NOTIFY {a}, '3'; NOTIFY {b}, '4'"],
+        &["UNLISTEN {a}; NOTIFY {a}, '1'; LISTEN {a}; NOTIFY {a}, '2'"],
+        &["NOTIFY {a}, '1'", "UNLISTEN *; NOTIFY {a}, '2'; LISTEN {c}; NOTIFY {c}, '3'"],
+        &["BEGIN", "UNLISTEN {a}", "other>NOTIFY {a}, '1'", "other>NOTIFY {b}, '2'", "COMMIT"],
+        &["BEGIN", "other>NOTIFY {a}, '1'", "UNLISTEN *", "NOTIFY {a}, '2'", "COMMIT"],
+        &["BEGIN", "UNLISTEN {a}", "NOTIFY {a}, '1'", "other>NOTIFY {a}, '2'", "ROLLBACK"],
+        &["BEGIN", "SAVEPOINT s", "UNLISTEN {a}", "ROLLBACK TO s", "NOTIFY {a}, '1'", "other>NOTIFY {a}, '2'", "COMMIT"],
+        &["BEGIN", "SAVEPOINT s", "UNLISTEN {a}", "RELEASE s", "NOTIFY {a}, '1'", "COMMIT"],
+        &["UNLISTEN {a}; NOTIFY {a}, '1'; SELECT 1/0", "NOTIFY {a}, '2'"],
+        &["DO 'BEGIN EXECUTE ''UNLISTEN {a}''; NOTIFY {a}, ''1''; END'"],
+        &["DISCARD ALL", "NOTIFY {a}, '1'", "other>NOTIFY {b}, '2'"],
+        &["other>NOTIFY {a}, '1'", "UNLISTEN {a}"],
+        &["other>NOTIFY {a}, '1'", "DISCARD ALL"],
+        &["CREATE TEMP TABLE t (a int)", "other>NOTIFY {a}, '1'", "UNLISTEN {a}; NOTIFY {a}, '2'; NOTIFY {b}, '3'"],
+        &["UNLISTEN {a}", "NOTIFY {a}, '1'", "LISTEN {a}", "NOTIFY {a}, '2'", "other>NOTIFY {a}, '3'"],
+    ];
+    for (number, conversation) in conversations.iter().enumerate() {
+        let (Twin { proxied, direct }, others) = (comparison.twin("").await, comparison.twin("").await);
+        let mut told = Vec::new();
+        for (side, mut listener, mut other) in [("p", proxied, others.proxied), ("d", direct, others.direct)]
+        {
+            let mine = |sql: &str| {
+                ["a", "b", "c"].iter().fold(sql.to_owned(), |sql, name| {
+                    sql.replace(&format!("{{{name}}}"), &format!("{name}_{side}_{number}"))
+                })
+            };
+            let mut all = listener.query(&mine("LISTEN {a}; LISTEN {b}")).await;
+            for sql in *conversation {
+                match sql.strip_prefix("other>") {
+                    Some(sql) => drop(other.query(&mine(sql)).await),
+                    None => all.extend(listener.query(&mine(sql)).await),
+                }
+            }
+            all.extend(listener.query(&mine("LISTEN {c}")).await);
+            other.query(&mine("NOTIFY {c}, 'the end'")).await;
+            while payloads(&all).last().is_none_or(|payload| payload != "the end") {
+                all.push(listener.receive().await);
+            }
+            told.push(payloads(&all));
+        }
+        assert_eq!(told[0], told[1], "{conversation:?}");
+    }
 }
 
 /// Parse, Sync and a later Bind: what LISTENs is the execution.

@@ -27,6 +27,7 @@ use crate::{
             pins::Pins,
             server_role::ServerRole,
             state_query::StateChecks,
+            temporary_use::TemporaryUse,
         },
         sql::Lexing,
     },
@@ -65,6 +66,8 @@ pub struct ServerSide {
     pub role: ServerRole,
     /// The custom parameters that it has had.
     pub custom: ServerCustomSet,
+    /// The temporary tables that it may have used.
+    pub temporary_use: TemporaryUse,
     /// What the present transaction may have changed.
     pub checks: PendingChecks,
     /// The session has set parameters with unknown names, and has not reset all settings since.

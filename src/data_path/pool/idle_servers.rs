@@ -7,9 +7,22 @@ use std::{
     time::Duration,
 };
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Pool, PooledServer};
+use crate::data_path::{
+    server::connection::Server,
+    session_state::parameters::{IDLE_SESSION_TIMEOUT, duration},
+};
+
+/// Idle servers are looked at once a second, or later where much is to be done. An `idle_session_timeout`
+/// that is longer than this is switched off by then, so a server that is soon lent again keeps it.
+const IDLE_LIMIT_MIN: Duration = Duration::from_secs(10);
+
+/// Whether an idle server's `idle_session_timeout` must be switched off now.
+fn is_due(limit: Duration, now: Duration, answered_at: Duration) -> bool {
+    limit < IDLE_LIMIT_MIN || now.saturating_sub(answered_at) >= limit / 2
+}
 
 impl Pool {
     /// Runs on the pool's worker. Does not yield: a session of this worker never finds the pool empty
@@ -27,6 +40,8 @@ impl Pool {
             if unused || aged || !server.is_quiet(&self.tenant.name) {
                 spare = spare.saturating_sub(1);
                 drop(server);
+            } else if self.idle_limit(&server).is_some_and(|limit| is_due(limit, now, server.answered_at)) {
+                self.put_without_idle_limit(server);
             } else if now.saturating_sub(server.answered_at) >= self.rules.server_check {
                 let pool = self.clone();
                 self.worker.spawn(async move { pool.check(server).await });
@@ -53,6 +68,48 @@ impl Pool {
                 warn!(tenant, host, server_pid, side = "server", %error, "idle server lost");
             }
         }
+    }
+
+    /// Makes a server idle, or hands it to a waiter. `idle_session_timeout` is for sessions: it must not end a
+    /// server that no session has.
+    #[inline]
+    pub(super) fn put_to_rest(self: &Arc<Self>, server: Box<PooledServer>) {
+        match self.idle_limit(&server) {
+            Some(limit) if is_due(limit, Duration::ZERO, Duration::ZERO) => {
+                self.put_without_idle_limit(server);
+            }
+            _ => self.put(server),
+        }
+    }
+
+    /// The server's `idle_session_timeout`.
+    #[inline]
+    fn idle_limit(&self, server: &Server) -> Option<Duration> {
+        let own = server.side.applied.get(IDLE_SESSION_TIMEOUT);
+        match own.or_else(|| server.startup.get(IDLE_SESSION_TIMEOUT)) {
+            Some(value) => duration(value),
+            None => self.start().and_then(|start| start.idle_session_timeout),
+        }
+    }
+
+    /// Switches it off, in a task of its own. Its next session sets its own value, as any other setting.
+    #[cold]
+    fn put_without_idle_limit(self: &Arc<Self>, mut server: Box<PooledServer>) {
+        let pool = self.clone();
+        self.worker.spawn(async move {
+            match server.run("SET idle_session_timeout = 0").await {
+                Ok(_) => {
+                    let applied = Arc::make_mut(&mut server.side.applied);
+                    applied.set(IDLE_SESSION_TIMEOUT, Some("0"));
+                    server.answered_at = pool.worker.clock.now();
+                    pool.put(server);
+                }
+                Err(error) => {
+                    let (tenant, server_pid) = (&pool.tenant.name, server.process_id);
+                    debug!(tenant, server_pid, %error, "server lost while its idle_session_timeout is set");
+                }
+            }
+        });
     }
 
     /// Has the database's functions checked for changes, if the pool was used since the last check.

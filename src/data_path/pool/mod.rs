@@ -26,13 +26,14 @@ pub mod startup_parameters;
 mod startup_values;
 pub mod stats;
 mod succession;
+mod temp_buffers;
 mod tenant_pools;
 mod wait_queue;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -171,6 +172,8 @@ pub struct Pool {
     role_start: RoleStart,
     catalogs: KnownCatalogs,
     custom: CustomParameters,
+    /// A server may have used temporary tables.
+    used_temporary: AtomicBool,
     status_cache: StatusCache,
     /// Listens for sessions that LISTEN. Shared with the pools that replace this one.
     listener: Arc<ListenerSlot>,
@@ -237,7 +240,7 @@ impl Pool {
 
     /// Returns a server. It is closed if it is not reusable, too old, or if another pool needs its permit.
     #[inline]
-    pub fn give_back(&self, mut server: Box<PooledServer>) {
+    pub fn give_back(self: &Arc<Self>, mut server: Box<PooledServer>) {
         server.listed.returned(server.side.statements.len());
         if server.side.parameters_changed {
             self.note_reported(&mut server);
@@ -257,7 +260,7 @@ impl Pool {
         server.idle_since = now;
         server.answered_at = now;
         self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.put(server);
+        self.put_to_rest(server);
     }
 
     /// Closes a server for another pool of the host.

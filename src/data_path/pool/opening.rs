@@ -86,7 +86,7 @@ impl Pool {
             Ok(opened) => {
                 let mut server = self.opened(opened, turn, permit, Settings::default());
                 match self.has_same_start(&mut server).await {
-                    Ok(true) => self.put(server),
+                    Ok(true) => self.put_to_rest(server),
                     Ok(false) => {} // waiting sessions go on with the pool's successor
                     Err(error) => {
                         warn!(tenant = self.tenant.name, side = "server", %error, "new server lost");

@@ -23,7 +23,12 @@ use crate::{
     data_path::{
         lock::locked,
         server::connection::{AskError, Server},
-        session_state::{Settings, parameter_status::ReportedParameters, role_settings::RoleSettings},
+        session_state::{
+            Settings,
+            parameter_status::ReportedParameters,
+            role_settings::RoleSettings,
+            temporary_use::{NewTempBuffers, TEMP_BUFFERS},
+        },
     },
     error::ClientError,
 };
@@ -244,6 +249,9 @@ impl Pool {
         loop {
             let (of, mut server, beside) = borrow_for_status(&pool, wait).await?;
             pool = of;
+            if let Some(value) = asked.get(TEMP_BUFFERS) {
+                server = pool.taking_temp_buffers(server, NewTempBuffers::Value(value)).await?;
+            }
             match pool.has_same_start(&mut server).await {
                 Ok(true) => return status_from(&pool, server, beside, asked).await,
                 Ok(false) => pool = pool.current().ok_or(ClientError::AdminShutdown)?,
@@ -287,7 +295,7 @@ async fn longest_idle_for(
 }
 
 async fn status_from(
-    pool: &Pool,
+    pool: &Arc<Pool>,
     mut server: Box<PooledServer>,
     beside: bool,
     asked: Settings,

@@ -192,6 +192,7 @@ impl TenantPools {
             role_start,
             catalogs: Default::default(),
             custom: Default::default(),
+            used_temporary: Default::default(),
             status_cache: StatusCache::default(),
             listener,
             pinned: Arc::new(pinned),

@@ -18,7 +18,12 @@ use crate::{
         exchange::{FIRST_MESSAGE_BYTES, FirstMessage},
         pool::{PooledServer, custom_parameters::FirstText},
         server::connection::Server,
-        session_state::{custom_names::CustomSet, pins::Pins, role_settings::StartSettings},
+        session_state::{
+            custom_names::CustomSet,
+            pins::Pins,
+            role_settings::StartSettings,
+            temporary_use::{NewTempBuffers, TEMP_BUFFERS, sets_temp_buffers},
+        },
         sessions::registry::Activity,
     },
     error::ClientError,
@@ -26,7 +31,7 @@ use crate::{
 };
 
 /// How much of a text is looked at.
-const TEXT_BYTES_MAX: usize = 4096;
+pub(super) const TEXT_BYTES_MAX: usize = 4096;
 
 /// Why the client's next messages wait for pending replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +70,9 @@ impl Relay {
         if self.pool.is_retired() {
             self.follow_successor()?;
         }
-        let may_borrow = self.session.side.start_settings.is_same();
+        let may_borrow = self.session.side.start_settings.is_same()
+            && !(self.listening.is_some() && self.may_unlisten(request))
+            && !(self.pool.has_used_temporary() && self.new_temp_buffers(request).is_some());
         let server = match self.pool.has_custom_parameters() {
             _ if !may_borrow => None,
             false => self.pool.try_borrow(),
@@ -83,21 +90,40 @@ impl Relay {
     /// What the first message of these bytes is, as far as it may see a custom parameter.
     #[cold]
     fn first_text(&self, request: &[u8]) -> FirstText {
+        let text = self.first_message_text(request);
+        FirstText::of(text.get(..TEXT_BYTES_MAX).unwrap_or(&text))
+    }
+
+    /// The text in the first message of these bytes, as far as it is here.
+    #[cold]
+    fn first_message_text<'r>(&'r self, request: &'r [u8]) -> Cow<'r, [u8]> {
         let mut body = request.get(HEADER_BYTES..).unwrap_or_default();
-        let mut next = || cstr(&mut body).unwrap_or_default();
-        let text = match request.first() {
-            Some(b'Q') => Cow::Borrowed(request.get(HEADER_BYTES..).unwrap_or_default()),
+        match request.first() {
+            Some(b'Q') => Cow::Borrowed(body),
             Some(b'P') => {
-                next();
+                let _name = cstr(&mut body);
                 Cow::Borrowed(body)
             }
-            Some(b'B') => {
-                next();
-                self.session.side.prepared_text(next()).unwrap_or_default()
-            }
+            Some(b'B') => self.bound_text(request).unwrap_or_default(),
             _ => Cow::Borrowed(&b""[..]),
-        };
-        FirstText::of(text.get(..TEXT_BYTES_MAX).unwrap_or(&text))
+        }
+    }
+
+    /// The `temp_buffers` that the session's next server must take.
+    #[cold]
+    fn new_temp_buffers(&self, request: &[u8]) -> Option<NewTempBuffers<'_>> {
+        if sets_temp_buffers(&self.first_message_text(request)) {
+            return Some(NewTempBuffers::ByText);
+        }
+        self.session.side.wanted.get(TEMP_BUFFERS).map(NewTempBuffers::Value)
+    }
+
+    /// The text of the statement that the first message of these bytes binds, if it is a Bind.
+    #[cold]
+    pub(super) fn bound_text(&self, request: &[u8]) -> Option<Cow<'_, [u8]>> {
+        let mut body = request.get(HEADER_BYTES..).filter(|_| request.first() == Some(&b'B'))?;
+        let _portal = cstr(&mut body).ok()?;
+        self.session.side.prepared_text(cstr(&mut body).ok()?)
     }
 
     /// Session mode: the session has this server from its login to its end.
@@ -197,6 +223,17 @@ impl Relay {
                         Err(client_error) => return self.not_borrowed(client_error),
                     }
                 }
+                if self.pool.has_used_temporary()
+                    && let Some(new) = self.new_temp_buffers(&self.session.inbox)
+                {
+                    match Box::pin(pool.taking_temp_buffers(server, new)).await {
+                        Ok(taking) => server = taking,
+                        Err(client_error) => return self.not_borrowed(client_error),
+                    }
+                }
+                if self.listening.is_some() {
+                    Box::pin(self.catch_up()).await;
+                }
                 self.hold_server(server);
                 self.send_inbox().await
             }
@@ -227,6 +264,7 @@ impl Relay {
         }
         if let Some(start) = self.pool.start() {
             self.session.side.keep_start_settings(start);
+            self.apply_idle_session_timeout();
         }
         Ok(true)
     }

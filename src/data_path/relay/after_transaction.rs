@@ -24,7 +24,7 @@ use crate::{
         server::connection::{AskError, Row, Server},
         session_state::{
             Settings, custom_names::CustomSet, pins::Pins, server_role::HiddenCatalogs,
-            state_query::StateChecks,
+            state_query::StateChecks, temporary_use::TEMP_BUFFERS,
         },
     },
     error::TenantSwitchError,
@@ -81,6 +81,12 @@ impl Relay {
                 checks.failed();
             }
             self.learn_state(&mut checks, failed, &mut pins).await?;
+        }
+        if checks.includes(StateChecks::TEMPORARY)
+            && let Some(server) = self.server.as_mut()
+        {
+            let temp_buffers = self.session.side.wanted.get(TEMP_BUFFERS);
+            self.pool.note_temporary_use(&mut server.side.temporary_use, temp_buffers);
         }
         if checks.includes(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
@@ -285,7 +291,9 @@ impl Relay {
                 return Ok(());
             }
             server.side.custom.ever.insert(self.session.side.custom);
+            self.apply_idle_session_timeout();
         }
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
         server.side.applied = if applied == *self.session.side.wanted {
             self.session.side.wanted.clone()
         } else {

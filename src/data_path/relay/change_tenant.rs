@@ -276,6 +276,7 @@ impl Relay {
                     return Err(SessionEnd::Refused(self.session.side.rules().too_much(limit).into()));
                 }
                 self.session.side.start_settings = status.start.into();
+                self.apply_idle_session_timeout();
                 Ok(true)
             }
             // A setting does not exist there, for example a role.

@@ -47,7 +47,10 @@ use crate::{
         memory_limit::Charge,
         pool::{Pinned, Pool, PooledServer},
         server::connection::Server,
-        session_state::side_effects::BackendSignal,
+        session_state::{
+            parameters::{IDLE_SESSION_TIMEOUT, duration},
+            side_effects::BackendSignal,
+        },
         tenant_switch::switcher::SwitchWait,
     },
     error::ClientError,
@@ -118,7 +121,7 @@ impl<E: Into<SessionEnd>> From<E> for Step {
 impl Relay {
     /// A session at this pool; the client has been greeted.
     pub fn new(session: ClientSession, pool: Arc<Pool>) -> Self {
-        Self {
+        let relay = Self {
             session,
             pool,
             server: None,
@@ -133,7 +136,23 @@ impl Relay {
             pinned: None,
             loads_functions: false,
             changed_functions: false,
-        }
+        };
+        relay.apply_idle_session_timeout();
+        relay
+    }
+
+    /// The session's settings are others: while it has no server, the proxy applies its `idle_session_timeout`.
+    pub(super) fn apply_idle_session_timeout(&self) {
+        let side = &self.session.side;
+        let timeout = match side.wanted.get(IDLE_SESSION_TIMEOUT) {
+            _ if !side.follows() => None,
+            Some(value) => duration(value),
+            None => {
+                let start = side.start_settings.known().or(self.pool.start().map(|start| &**start));
+                start.and_then(|start| start.idle_session_timeout)
+            }
+        };
+        self.session.handle.set_idle_session_timeout(timeout);
     }
 
     /// Serves the client to its end, or until it goes to another tenant.

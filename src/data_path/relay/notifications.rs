@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::{
     Relay,
+    acquire_server::TEXT_BYTES_MAX,
     session_end::{Loss, SessionEnd},
 };
 use crate::{
@@ -65,6 +66,29 @@ impl Relay {
         }
     }
 
+    /// The session has borrowed a server. Its client gets what was sent before the request, which the request
+    /// may UNLISTEN: PostgreSQL has sent that by then.
+    #[cold]
+    pub(super) async fn catch_up(&mut self) {
+        let Some(listening) = &self.listening else { return };
+        if self.may_unlisten(&self.session.inbox) {
+            // A shared listener that is lost has ended this session already.
+            let _ = listening.subscription.caught_up().await;
+        }
+        self.session.unsent.push(&self.session.handle.take_notifications());
+    }
+
+    /// Whether the client's request may UNLISTEN, as far as its text shows.
+    #[cold]
+    pub(super) fn may_unlisten(&self, request: &[u8]) -> bool {
+        const WORDS: [&[u8]; 2] = [b"unlisten", b"discard"];
+        let bound = self.bound_text(request).unwrap_or_default();
+        [request, &bound].into_iter().any(|text| {
+            let text = text.get(..TEXT_BYTES_MAX).unwrap_or(text);
+            WORDS.iter().any(|word| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word)))
+        })
+    }
+
     /// The session listens to these channels from now on: the shared listener takes over. Where it cannot,
     /// the server stays pinned to the session.
     pub(super) async fn subscribe(&mut self, channels: Channels, pins: &mut Pins) -> Result<(), SessionEnd> {
@@ -76,8 +100,9 @@ impl Relay {
         let mut charge = Charge::default();
         let few = channels.len() <= self.pool.rules.channels_max
             && charge.try_set(&self.session.side.rules().memory, channels.bytes()).is_ok();
+        let channels = Arc::new(channels);
         let mut taken = match few {
-            true => self.move_to_listener(Arc::new(channels.clone())).await,
+            true => self.move_to_listener(channels.clone(), &channels).await,
             false => Err(ClientError::NotSupported("too many channels".to_owned()).into()),
         };
         if let Err(SessionEnd::Refused(reason)) = &taken {
@@ -95,7 +120,7 @@ impl Relay {
             if self.listening.is_none() {
                 return Ok(());
             }
-            taken = self.move_to_listener(Arc::default()).await;
+            taken = self.move_to_listener(Arc::default(), &channels).await;
         } else {
             pins.remove(Pins::LISTEN);
             if let Some(listening) = self.listening.as_mut() {
@@ -105,8 +130,13 @@ impl Relay {
         taken
     }
 
-    /// From a marker on, the session gets these channels, and no others, from the shared listener.
-    async fn move_to_listener(&mut self, channels: Arc<Channels>) -> Result<(), SessionEnd> {
+    /// From a marker on, the session gets these channels, and no others, from the shared listener. `listened`:
+    /// all channels that it listens to.
+    async fn move_to_listener(
+        &mut self,
+        channels: Arc<Channels>,
+        listened: &Channels,
+    ) -> Result<(), SessionEnd> {
         let (before, subscription) = match self.listening.take() {
             Some(Listening { channels, subscription, .. }) => (channels, subscription),
             None => {
@@ -114,7 +144,7 @@ impl Relay {
                 (Arc::default(), self.pool.subscribe(&self.session.handle, memory).await?)
             }
         };
-        let outcome = self.exchange_marker(&subscription, &channels).await;
+        let outcome = self.exchange_marker(&subscription, &channels, listened).await;
         let now = if outcome.is_ok() { channels } else { before };
         if !now.is_empty() {
             self.listening = Some(Listening { channels: now, charge: Charge::default(), subscription });
@@ -124,11 +154,13 @@ impl Relay {
 
     /// The server and the shared listener both receive the marker. Before it, the server's notifications
     /// count for channels that the session has not subscribed to yet; behind it, for channels that it does
-    /// not subscribe to any more.
+    /// not subscribe to any more. The shared listener has also received what was sent since the session's
+    /// transaction has ended its LISTEN.
     async fn exchange_marker(
         &mut self,
         subscription: &Subscription,
         channels: &Arc<Channels>,
+        listened: &Channels,
     ) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Err(SessionEnd::ServerLost(Loss::Protocol)) };
         if server.side.reported_value("client_encoding") != Some(subscription.encoding())
@@ -147,7 +179,9 @@ impl Relay {
         let notifications = &mut server.side.notifications;
         let mut bytes = Vec::new();
         notifications.filter_all(before, &mut bytes);
-        bytes.extend(notifications.restore_own(&self.session.handle.take_notifications()));
+        let received = self.session.handle.take_notifications();
+        let received = notifications.without_unlistened(&received, listened);
+        bytes.extend(notifications.restore_own(&received));
         notifications.channels = Some(channels.clone()).filter(|channels| !channels.is_empty());
         notifications.filter_all(behind, &mut bytes);
         self.insert_messages(&bytes);

@@ -1,7 +1,11 @@
 //! The end of a session: what is logged, what the client gets, and how its server is cleaned or closed, so
 //! that no other session sees anything of this one.
 
-use std::{io, sync::atomic::Ordering, time::Duration};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
@@ -281,7 +285,7 @@ impl Relay {
 }
 
 /// Cleans the server and gives it back, or closes it.
-async fn make_reusable(mut server: Box<PooledServer>, pool: &Pool) {
+async fn make_reusable(mut server: Box<PooledServer>, pool: &Arc<Pool>) {
     let clean = server.is_reusable() && pool.rules.mode == PoolMode::Transaction;
     match if clean { Ok(()) } else { server.clean().await } {
         Ok(()) => return pool.give_back(server),

@@ -35,6 +35,12 @@ impl Relay {
                 }
                 self.session.leaving = Some(reason.into());
             }
+            if let Some(reason) = signals.end_if_idle
+                && self.server.is_none()
+                && self.session.inbox.is_empty()
+            {
+                return Some(reason.into());
+            }
             if called_back && let Some(step) = self.return_pinned_server() {
                 return Some(step);
             }

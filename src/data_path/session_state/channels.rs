@@ -30,7 +30,11 @@ impl Channels {
 
     /// Returns whether the client listens to this channel.
     pub fn has(&self, channel: &[u8]) -> bool {
-        self.0.binary_search_by(|name| name.as_bytes().cmp(channel)).is_ok()
+        self.position(channel).is_some()
+    }
+
+    fn position(&self, channel: &[u8]) -> Option<usize> {
+        self.0.binary_search_by(|name| name.as_bytes().cmp(channel)).ok()
     }
 
     /// Iterates over the names in order.
@@ -117,6 +121,8 @@ pub struct NotificationFilter {
     pub dropped: usize,
     /// Dropped notifications that the client sent itself.
     pub dropped_own: usize,
+    /// The dropped notifications of each channel, by its position in `channels`.
+    pub dropped_of: Vec<usize>,
 }
 
 impl NotificationFilter {
@@ -125,9 +131,13 @@ impl NotificationFilter {
     pub fn filter(&mut self, message: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(notification) = Notification::read(message) else { return false };
         let own = notification.process_id == self.process_id;
-        if self.channels.as_ref().is_some_and(|channels| channels.has(notification.channel)) {
+        if let Some(at) = self.position(notification.channel) {
             self.dropped += 1;
             self.dropped_own += usize::from(own);
+            if self.dropped_of.len() <= at {
+                self.dropped_of.resize(at + 1, 0);
+            }
+            self.dropped_of[at] += 1;
             return false;
         }
         // Either another session's marker or one that is no longer needed.
@@ -139,6 +149,28 @@ impl NotificationFilter {
             false => out.extend_from_slice(message),
         }
         true
+    }
+
+    fn position(&self, channel: &[u8]) -> Option<usize> {
+        self.channels.as_ref().and_then(|channels| channels.position(channel))
+    }
+
+    /// Removes from the shared listener's notifications those that PostgreSQL does not send, because the
+    /// session has ended its LISTEN: `listened` are its channels now. Of any other channel it gets as many as
+    /// the server has sent itself.
+    pub fn without_unlistened(&mut self, received: &[u8], listened: &Channels) -> Vec<u8> {
+        let mut left = Vec::with_capacity(received.len());
+        for message in messages(received) {
+            let Some(Notification { channel, .. }) = Notification::read(message) else { continue };
+            let sent = self.position(channel).and_then(|at| self.dropped_of.get_mut(at));
+            match sent {
+                _ if listened.has(channel) => {}
+                Some(sent @ 1..) => *sent -= 1,
+                _ => continue,
+            }
+            left.extend_from_slice(message);
+        }
+        left
     }
 
     /// Calls [`Self::filter`] for each message in `bytes`.
@@ -153,6 +185,7 @@ impl NotificationFilter {
     /// client is its last user: its own notifications are the last ones from that process.
     pub fn restore_own(&mut self, received: &[u8]) -> Vec<u8> {
         self.dropped = 0;
+        self.dropped_of.clear();
         let ours = |message: &[u8]| {
             Notification::read(message).is_some_and(|received| received.process_id == self.process_id)
         };
@@ -209,6 +242,18 @@ mod tests {
         assert!(!filter.filter(&message(8, MARKERS, "another session's mark"), &mut out));
         assert_eq!(out, [message(8, "new", "x"), message(70, "new", "y")].concat());
         assert_eq!((filter.dropped, filter.dropped_own), (1, 1));
+    }
+
+    #[test]
+    fn a_channel_that_is_unlistened_gives_what_the_server_has_sent() {
+        let channels = Some(Arc::new(channels(&["kept", "left", "quiet"])));
+        let mut filter = NotificationFilter { channels, ..NotificationFilter::default() };
+        let before = message(8, "left", "before");
+        filter.filter(&before, &mut Vec::new());
+        let (kept, after) = (message(8, "kept", "x"), message(8, "left", "after"));
+        let received = [&before[..], &kept, &after, &message(8, "quiet", "x")].concat();
+        let left = filter.without_unlistened(&received, &super::Channels::new(["kept".to_owned()]));
+        assert_eq!(left, [before, kept].concat());
     }
 
     #[test]

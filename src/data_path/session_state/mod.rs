@@ -13,5 +13,6 @@ pub mod server_role;
 pub mod settings;
 pub mod side_effects;
 pub mod state_query;
+pub mod temporary_use;
 
 pub use self::settings::Settings;

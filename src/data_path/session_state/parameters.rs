@@ -2,6 +2,8 @@
 //! be restored.
 //! Pure.
 
+use std::time::Duration;
+
 /// Parameters that never change the meaning of a text; sorted. All others may change it, also those of
 /// extensions and of output formats, because PostgreSQL evaluates constant expressions at planning time.
 #[rustfmt::skip]
@@ -43,9 +45,38 @@ pub const NOT_RESTORABLE: [&str; 10] = [
     "integer_datetimes",
 ];
 
+/// Ends a session that idles outside a transaction.
+pub const IDLE_SESSION_TIMEOUT: &str = "idle_session_timeout";
+
+/// Reads the value of a parameter that is a time in milliseconds. `None`: it is 0, which switches it off, or
+/// no time.
+pub fn duration(value: &str) -> Option<Duration> {
+    let value = value.trim();
+    let end = value.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(value.len());
+    let (number, unit) = value.split_at(end);
+    let ms = match unit.trim_start() {
+        "us" => 0.001,
+        "" | "ms" => 1.0,
+        "s" => 1_000.0,
+        "min" => 60_000.0,
+        "h" => 3_600_000.0,
+        "d" => 86_400_000.0,
+        _ => return None,
+    };
+    let ms = (number.parse::<f64>().ok()? * ms).round();
+    (ms >= 1.0 && ms <= f64::from(i32::MAX)).then(|| Duration::from_millis(ms as u64))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_read_as_postgresql_reads_them() {
+        let ms = |value| duration(value).map_or(0, |time| time.as_millis());
+        assert_eq!(["300ms", "300", " 2 min", "1.5s", "2d"].map(ms), [300, 300, 120_000, 1_500, 172_800_000]);
+        assert_eq!(["0", "", "-1", "5 parsecs", "99999999999"].map(ms), [0; 5]);
+    }
 
     #[test]
     fn unlisted_parameters_affect_parsing() {

@@ -2,9 +2,12 @@
 //! only at session start.
 //! Pure; `pool/role_settings.rs` queries them.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::Settings;
+use super::{
+    Settings,
+    parameters::{IDLE_SESSION_TIMEOUT, duration},
+};
 
 /// The role and database settings that were in effect when a pool's servers started.
 #[derive(Debug, Default)]
@@ -17,6 +20,8 @@ pub struct RoleSettings {
     values: Settings,
     /// Built-in values of the parameters in `named`.
     built_in: Settings,
+    /// `idle_session_timeout` at the start; `None`: off.
+    pub idle_session_timeout: Option<Duration>,
 }
 
 impl RoleSettings {
@@ -53,6 +58,7 @@ impl RoleSettings {
                 start.built_in.set(name, Some(text(2).unwrap_or_default()));
             }
         }
+        start.idle_session_timeout = start.values.get(IDLE_SESSION_TIMEOUT).and_then(duration);
         start
     }
 }
@@ -74,6 +80,14 @@ impl StartSettings {
     #[inline]
     pub fn is_same(&self) -> bool {
         matches!(self, Self::Same(_))
+    }
+
+    /// The settings at the session's start, if they are known.
+    pub fn known(&self) -> Option<&RoleSettings> {
+        match self {
+            Self::Unknown => None,
+            Self::Same(start) | Self::Earlier(start) => Some(start),
+        }
     }
 
     /// Must be called when the session's pool is replaced.

@@ -44,6 +44,8 @@ pub struct Signals {
     pub end: Option<ClientError>,
     /// End the session with this error when no transaction is open.
     pub end_when_free: Option<ClientError>,
+    /// End the session with this error if it is still idle, without a server.
+    pub end_if_idle: Option<ClientError>,
     /// Cancel the running statement. The senders are dropped when the cancel is complete.
     pub cancels: Vec<oneshot::Sender<()>>,
 }

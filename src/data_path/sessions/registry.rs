@@ -7,10 +7,10 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwapOption;
@@ -85,6 +85,8 @@ pub struct SessionHandle {
     asked_ms: AtomicU32,
     /// When its latest transaction began, on the same clock.
     began_ms: AtomicU32,
+    /// Its `idle_session_timeout` in milliseconds; 0: none, or its server applies it.
+    idle_session_ms: AtomicU32,
     /// When its login expires, in milliseconds since 1970; `u64::MAX`: never. It follows the login's row.
     pub(in crate::data_path) valid_until: AtomicU64,
     /// The verifiers that the session itself has set for its login; it is not ended by these changes.
@@ -154,6 +156,11 @@ impl SessionHandle {
         self.signal(END, |mailbox| _ = mailbox.signals().end_when_free.get_or_insert(reason));
     }
 
+    /// Ends the session if it is still idle when the signal arrives.
+    pub fn end_if_idle(&self, reason: ClientError) {
+        self.signal(END, |mailbox| _ = mailbox.signals().end_if_idle.get_or_insert(reason));
+    }
+
     fn signal(&self, signal: u8, note: impl FnOnce(&mut Mailbox)) {
         let waker = {
             let mut mailbox = self.mailbox();
@@ -216,6 +223,12 @@ impl SessionHandle {
     /// When its latest transaction began, by its worker's coarse clock (milliseconds).
     pub fn began_ms(&self) -> u32 {
         self.began_ms.load(Ordering::Relaxed)
+    }
+
+    /// Its `idle_session_timeout`, which the proxy applies while the session has no server.
+    pub fn idle_session_timeout(&self) -> Option<Duration> {
+        let ms = self.idle_session_ms.load(Ordering::Relaxed);
+        (ms > 0).then(|| Duration::from_millis(ms.into()))
     }
 
     /// `application_name` now.
@@ -285,6 +298,8 @@ pub struct Sessions {
     registry: Mutex<Registry>,
     /// No session's login expires before this; milliseconds since 1970.
     pub(in crate::data_path) first_end: AtomicU64,
+    /// A session may have an `idle_session_timeout`.
+    pub(in crate::data_path) has_idle_timeouts: AtomicBool,
     next: AtomicU32,
     /// The upper bits of every process number. They differ between pglobby processes, so that a cancel that
     /// reaches the wrong process is recognised.
@@ -319,6 +334,15 @@ impl Registered {
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
     }
+
+    /// Sets the session's `idle_session_timeout`.
+    pub fn set_idle_session_timeout(&self, timeout: Option<Duration>) {
+        let ms = timeout.map_or(0, |timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
+        self.idle_session_ms.store(ms, Ordering::Relaxed);
+        if ms > 0 {
+            self.sessions.has_idle_timeouts.store(true, Ordering::Release);
+        }
+    }
 }
 
 impl std::ops::Deref for Registered {
@@ -347,6 +371,7 @@ impl Default for Sessions {
         Self {
             registry: Mutex::default(),
             first_end: AtomicU64::new(u64::MAX),
+            has_idle_timeouts: AtomicBool::new(false),
             next: AtomicU32::new(1),
             node: rand::random_range(NODE_MIN..1 << (31 - NODE_SHIFT)),
             started: Instant::now(),
@@ -371,6 +396,7 @@ impl Sessions {
             process_id,
             known_as: new.known_as.unwrap_or(process_id),
             secret: secret.clone(),
+            idle_session_ms: AtomicU32::new(0),
             valid_until: AtomicU64::new(millis(new.login.valid_until)),
             login: new.login,
             tenant_access: ArcSwapOption::new(new.tenant_access),

@@ -3,7 +3,7 @@
 //!
 //! There is no timer per message. Each session stores its activity and its start on the coarse clock, and one
 //! task checks all sessions at an interval: for timeouts only if one is set, for logins only when one has
-//! expired.
+//! expired. `idle_session_timeout` is a session's own setting; while it has a server, the server applies it.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -13,7 +13,7 @@ use std::{
 use super::registry::{Activity, SessionHandle, Sessions};
 use crate::{
     config::{Config, Timeouts},
-    data_path::worker::Worker,
+    data_path::worker::{TICK, Worker},
     error::ClientError,
 };
 use arc_swap::ArcSwap;
@@ -31,11 +31,23 @@ pub async fn watch(sessions: Arc<Sessions>, config: Arc<ArcSwap<Config>>, worker
         let config = config.load();
         let limits = &config.timeouts;
         let any = [limits.query, limits.transaction, limits.idle_transaction, limits.client_idle];
-        let (Some(worker), true) = (workers.first(), any.iter().any(Option::is_some)) else { continue };
+        // Sessions that set one during the check, or have one, set it again.
+        let own = sessions.has_idle_timeouts.swap(false, Ordering::AcqRel);
+        let is_any = own || any.iter().any(Option::is_some);
+        let (Some(worker), true) = (workers.first(), is_any) else { continue };
         let now_ms = worker.clock.now_ms();
         for session in sessions.all() {
-            if let Some(client_error) = overdue(&Timing::of(&session), now_ms, limits) {
+            let timing = Timing::of(&session);
+            if let Some(client_error) = overdue(&timing, now_ms, limits) {
                 session.end(client_error);
+            } else if let Some(limit) = session.idle_session_timeout() {
+                sessions.has_idle_timeouts.store(true, Ordering::Release);
+                if is_idle_session(&timing, now_ms, limit) {
+                    session.end_if_idle(ClientError::AsPostgres {
+                        sqlstate: "57P05",
+                        message: "terminating connection due to idle-session timeout".to_owned(),
+                    });
+                }
             }
         }
     }
@@ -86,11 +98,8 @@ impl Timing {
 
 /// The error for a session that exceeds a limit; `None` if it exceeds none.
 fn overdue(session: &Timing, now_ms: u32, limits: &Timeouts) -> Option<ClientError> {
-    let over = |since_ms: u32, limit: Option<Duration>| {
-        // The clock wraps. A time ahead of it was stored after the clock was read.
-        let passed = now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned();
-        limit.is_some_and(|limit| Duration::from_millis(passed.into()) >= limit)
-    };
+    let over =
+        |since_ms: u32, limit: Option<Duration>| limit.is_some_and(|limit| passed(since_ms, now_ms) >= limit);
     let client_error = |setting, sqlstate| Some(ClientError::TimedOut { setting, sqlstate });
     match session.doing {
         Activity::Idle | Activity::Pinned if over(session.since_ms, limits.client_idle) => {
@@ -105,6 +114,18 @@ fn overdue(session: &Timing, now_ms: u32, limits: &Timeouts) -> Option<ClientErr
         }
         _ => None,
     }
+}
+
+/// Whether a session without a server has been idle for this long, as PostgreSQL counts it: never less,
+/// though the clock was behind when the session became idle.
+fn is_idle_session(session: &Timing, now_ms: u32, limit: Duration) -> bool {
+    session.doing == Activity::Idle && passed(session.since_ms, now_ms) >= limit + TICK
+}
+
+fn passed(since_ms: u32, now_ms: u32) -> Duration {
+    // The clock wraps. A time ahead of it was stored after the clock was read.
+    let passed = now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned();
+    Duration::from_millis(passed.into())
 }
 
 /// Milliseconds since 1970; `u64::MAX` (never) for `None`.
@@ -151,6 +172,17 @@ mod tests {
         assert_eq!(setting(Activity::Idle, 70, 0, 0, 100), Some("client_idle_timeout"));
         assert_eq!(setting(Activity::Pinned, 70, 0, 0, 100), Some("client_idle_timeout"));
         assert_eq!(setting(Activity::Waiting, 0, 0, 0, 1000), None);
+    }
+
+    #[test]
+    fn a_session_of_its_own_timeout_ends_only_while_it_is_idle() {
+        let is_over = |doing, now_ms| {
+            let session = Timing { doing, since_ms: 50, asked_ms: 0, began_ms: 0 };
+            is_idle_session(&session, now_ms, Duration::from_millis(300))
+        };
+        assert!(!is_over(Activity::Idle, 449) && is_over(Activity::Idle, 450));
+        let others = [Activity::Waiting, Activity::Active, Activity::InTransaction, Activity::Pinned];
+        assert!(!others.into_iter().any(|doing| is_over(doing, 1000)));
     }
 
     #[test]
