@@ -1,11 +1,12 @@
 //! Replacing a pool: its sessions go on with the successor.
 
 use std::sync::{
-    Arc, OnceLock, Weak,
+    Arc, Mutex, Weak,
     atomic::{AtomicBool, Ordering},
 };
 
 use super::{Pool, TenantPools};
+use crate::data_path::lock::locked;
 
 /// Whether a pool is retired, and its successor.
 #[derive(Debug)]
@@ -13,8 +14,13 @@ pub(super) struct Succession {
     /// All pools of the process.
     pub pools: Weak<TenantPools>,
     pub retired: AtomicBool,
-    pub successor: OnceLock<Arc<Pool>>,
+    pub last: Arc<Last>,
 }
+
+/// The last of the pools that have replaced each other, which all share this. They do not hold each other: a
+/// session that is idle for days would keep every pool that its own was replaced by.
+#[derive(Debug, Default)]
+pub(super) struct Last(Mutex<Weak<Pool>>);
 
 impl Pool {
     /// All pools of the process; `None` at its end.
@@ -30,11 +36,11 @@ impl Pool {
 
     /// The pool to use from now on: this one or its successor; `None`: the tenant is closed.
     pub fn current(self: &Arc<Self>) -> Option<Arc<Self>> {
-        let mut pool = self;
-        while pool.is_retired() {
-            pool = pool.succession.successor.get()?;
+        if !self.is_retired() {
+            return Some(self.clone());
         }
-        Some(pool.clone())
+        let last = locked(&self.succession.last.0).upgrade();
+        last.filter(|pool| !pool.is_retired())
     }
 
     /// Lends no server any more: idle ones are closed now, lent ones when they come back. Without a
@@ -42,7 +48,7 @@ impl Pool {
     pub fn retire(&self, successor: Option<Arc<Self>>) {
         if let Some(successor) = successor {
             self.listener.replaced_by(&successor);
-            let _ = self.succession.successor.set(successor);
+            *locked(&self.succession.last.0) = Arc::downgrade(&successor);
         }
         self.succession.retired.store(true, Ordering::Release);
         self.queue.close();

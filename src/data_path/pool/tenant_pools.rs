@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{
-        Arc, Mutex, OnceLock, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize},
     },
     time::Duration,
@@ -18,10 +18,19 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, connect_backoff::ConnectBackoff, connector::Connector, host_budget::HostBudget,
-    host_connecting::HostConnecting, pause::Pauses, pinned_sessions::PinnedSessions,
-    role_settings::RoleStart, shared_listener::ListenerSlot, startup_parameters::StatusCache,
-    stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
+    Pool, PoolRules,
+    connect_backoff::ConnectBackoff,
+    connector::Connector,
+    host_budget::HostBudget,
+    host_connecting::HostConnecting,
+    pause::Pauses,
+    pinned_sessions::PinnedSessions,
+    role_settings::RoleStart,
+    shared_listener::ListenerSlot,
+    startup_parameters::StatusCache,
+    stats::PoolStats,
+    succession::{Last, Succession},
+    wait_queue::WaitQueue,
 };
 use crate::{
     config::{Config, TlsMode},
@@ -136,7 +145,7 @@ impl TenantPools {
                     warn!(tenant = tenant.name, %error, "cannot grant access to an adopted database's tables");
                 }
                 let statements = self.statements_of(tenant);
-                self.make(tenant.clone(), access, statements, Arc::default()).ok_or(ClientError::NoReadOnlyRole)
+                self.make(tenant.clone(), access, statements, Arc::default(), Arc::default()).ok_or(ClientError::NoReadOnlyRole)
             })
             .await
             .map_err(|client_error| (*client_error).clone())?;
@@ -154,6 +163,7 @@ impl TenantPools {
         access: Access,
         statements: Arc<SharedStatements>,
         listener: Arc<ListenerSlot>,
+        last: Arc<Last>,
     ) -> Option<Arc<Pool>> {
         let credential = match access {
             Access::ReadWrite => tenant.read_write.clone(),
@@ -199,11 +209,7 @@ impl TenantPools {
             cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
             last_used_ms: AtomicU64::new(0),
             functions_checked_ms: AtomicU64::new(0),
-            succession: Succession {
-                pools: self.me.clone(),
-                retired: AtomicBool::default(),
-                successor: OnceLock::new(),
-            },
+            succession: Succession { pools: self.me.clone(), retired: AtomicBool::default(), last },
             tenant_access: Arc::new(TenantAccess { tenant: tenant.clone(), access }),
             functions,
             stats,
@@ -320,7 +326,11 @@ impl TenantPools {
     }
 
     async fn put_in_place(&self, old: &Arc<Pool>, tenant: Arc<Tenant>, statements: Arc<SharedStatements>) {
-        let Some(new) = self.make(tenant, old.access, statements, old.listener.clone()) else { return };
+        let Some(new) =
+            self.make(tenant, old.access, statements, old.listener.clone(), old.succession.last.clone())
+        else {
+            return;
+        };
         self.pools.insert((new.tenant.id, new.access), new.clone()).await;
         self.retire(old, Some(new));
     }
@@ -380,6 +390,12 @@ impl TenantPools {
     pub fn retired(&self) -> Vec<Arc<Pool>> {
         let retired = locked(&self.retired);
         retired.iter().filter_map(Weak::upgrade).filter(|pool| pool.live() > 0).collect()
+    }
+
+    /// Retired pools that something holds still.
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        locked(&self.retired).iter().filter(|pool| pool.strong_count() > 0).count()
     }
 
     /// `server_version` of any server, once one was open.

@@ -119,6 +119,41 @@ async fn share_a_spent_budget() -> Result<(), String> {
     world.settle().await
 }
 
+/// A session that was idle kept its pool, and that one its successor, and so on: every change of a tenant cost memory for as
+/// long as one of its clients did nothing.
+#[test]
+fn an_idle_session_keeps_its_own_pool_only() {
+    assert_eq!(run_one(stay_idle_while_pools_change()), Ok(()));
+}
+
+async fn stay_idle_while_pools_change() -> Result<(), String> {
+    let plan = Plan {
+        connecting_max: 4,
+        prepared_max: 200,
+        one_fault_in: 0,
+        pipe_bytes: 65_536,
+        connect_time: Duration::from_millis(1),
+        budget: None,
+        pools: vec![(2, PoolMode::Transaction)],
+    };
+    let world = Arc::new(World::new(1, plan)?);
+    let text = |end: End| format!("{end:?}");
+    let mut client = Client::connect(world.clone(), 0, 0).await.map_err(text)?;
+    client.request("SELECT 1").await.map_err(text)?;
+    for _ in 0..20 {
+        world.change_tenant(0).await;
+        world.proxy.pools.maintain().await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    let kept = world.proxy.pools.kept();
+    if kept > 1 {
+        return Err(format!("{kept} replaced pools are kept"));
+    }
+    client.request("SELECT 1").await.map_err(text)?;
+    drop(client);
+    world.settle().await
+}
+
 fn run(seed: u64) -> Result<(), String> {
     run_one(simulate(seed))
 }
