@@ -171,6 +171,7 @@ fn open_session(
         unsent: bytes.into(),
         side,
         inbox: packet.unread,
+        end_of_input: None,
         handle,
         query_wait: config.timeouts.query_wait,
         leaving: None,

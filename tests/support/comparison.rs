@@ -22,7 +22,12 @@ pub struct Comparison {
 impl Comparison {
     /// `servers` is the pool size; `sql` runs as the superuser, for what a test needs besides.
     pub async fn start(servers: u32, sql: &str) -> Self {
-        let proxy = Proxy::with_tenant("acme").pool_size(servers).start().await;
+        Self::start_in("transaction", servers, sql).await
+    }
+
+    /// The same with this pool mode.
+    pub async fn start_in(mode: &str, servers: u32, sql: &str) -> Self {
+        let proxy = Proxy::with_tenant("acme").pool_mode(mode).pool_size(servers).start().await;
         let role = proxy.client("acme").ask("SELECT current_user").await;
         let database = proxy.client("acme").ask("SELECT current_database()").await;
         let superuser = proxy.behind("acme").await;
