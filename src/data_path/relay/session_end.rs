@@ -250,11 +250,11 @@ impl Relay {
             "protocol error; both connections closed"
         );
         match broken {
-            ExchangeError::RejectedRequest(ServerError { sqlstate, mut message }) => {
+            ExchangeError::RejectedRequest(ServerError { sqlstate, mut message, details }) => {
                 if !sqlstate.starts_with("57P") {
                     message.insert_str(0, "cannot restore the session's settings on another server: ");
                 }
-                SessionEnd::Refused(ClientError::Server { sqlstate, message }.into())
+                SessionEnd::Refused(ClientError::Server { sqlstate, message, details }.into())
             }
             ExchangeError::Frame(_) | ExchangeError::Desync(_) => {
                 self.pool.stats.desyncs.fetch_add(1, Ordering::Relaxed);
