@@ -246,7 +246,7 @@ async fn notices_and_many_results_come_in_order() {
 async fn a_client_that_breaks_the_protocol_is_told_and_harms_nobody() {
     let proxy = one_server().await;
     let query = message(b'Q', &c_string("SELECT 1"));
-    let breaches: [(&str, Vec<u8>); 10] = [
+    let breaches: [(&str, Vec<u8>); 8] = [
         ("an unknown type", message(b'!', b"hello")),
         ("type zero", message(0, b"")),
         ("a server's type", message(b'Z', b"I")),
@@ -255,8 +255,6 @@ async fn a_client_that_breaks_the_protocol_is_told_and_harms_nobody() {
         ("a length of zero", vec![b'S', 0, 0, 0, 0]),
         ("a negative length", vec![b'Q', 0xff, 0xff, 0xff, 0xff]),
         ("a Sync of two gigabytes", vec![b'S', 0x7f, 0xff, 0xff, 0xff]),
-        ("a Bind without names", message(b'B', &[b'x'; 20_000])),
-        ("a Close without a name", message(b'C', b"")),
     ];
     for (what, breach) in breaches {
         for begin in [&b""[..], &message(b'Q', &c_string("BEGIN"))] {

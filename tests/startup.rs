@@ -8,6 +8,7 @@ mod support;
 use support::{
     Proxy, Wire,
     client::{in_time, in_words},
+    comparison::Comparison,
     proxy::{login_of, password_of},
     wire::{PROTOCOL_3_0, ssl_request, startup_message, tags},
 };
@@ -116,6 +117,54 @@ async fn bad_startup_parameters_are_refused_with_the_servers_own_error() {
         assert_eq!(refusal.sqlstate(), state, "{parameter:?}: {refusal:?}");
         assert_eq!(proxy.client("acme").ask("SHOW work_mem").await, "4MB");
     }
+}
+
+/// DETAIL and HINT, and the name of the parameter as the client has sent it.
+#[tokio::test]
+async fn a_bad_startup_parameter_has_the_servers_whole_error_in_both_pool_modes() {
+    let mut differing = Vec::new();
+    for mode in ["transaction", "session"] {
+        let comparison = Comparison::start_in(mode, 2, "").await;
+        for parameter in [
+            ("DateStyle", "UTC, YMD"),
+            ("datestyle", "nonsense"),
+            ("IntervalStyle", "x"),
+            ("intervalstyle", "x"),
+            ("TimeZone", "Nowhere/Else"),
+            ("client_encoding", "klingon"),
+            ("my.bad-name", "1"),
+            ("My.Bad-Name", "1"),
+            ("nope", "1"),
+            ("Nope", "1"),
+            ("Work_Mem", "1kB"),
+            ("work_mem", "a lot"),
+            ("Shared_Buffers", "1MB"),
+            ("max_stack_depth", "10kB"),
+            ("log_statement", "all"),
+            ("search_path", "a,,b"),
+            ("role", "nope"),
+            ("session_authorization", "one"),
+            ("session_authorization", "postgres"),
+            ("session_authorization", "nope"),
+            ("default_table_access_method", "nope"),
+            ("options", "-c TimeZone=Nowhere/Else"),
+            ("options", "-c IntervalStyle=x -c work_mem=5MB"),
+            ("options", "--nope=1"),
+            ("options", "-c My..bad=1"),
+            ("options", "nonsense"),
+        ] {
+            let refusals = comparison.logins(&[parameter]).await.map(|login| {
+                let refusal = login.err().unwrap_or_else(|| panic!("{mode}, {parameter:?} was accepted"));
+                [b'S', b'V', b'C', b'M', b'D', b'H'].map(|letter| refusal.field(letter))
+            });
+            if refusals[1] != refusals[0] {
+                differing.push(format!("{mode}, {parameter:?}: {refusals:?}"));
+            }
+        }
+        // A bad parameter is no failure of the tenant's.
+        assert_eq!(comparison.proxy.client("acme").ask("SELECT 1").await, "1");
+    }
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
 }
 
 #[tokio::test]

@@ -95,12 +95,16 @@ pub async fn greet(
         return None;
     }
     let config = proxy.config.load_full();
-    let settings = Settings::new(std::mem::take(&mut client.packet.settings));
+    let sent = std::mem::take(&mut client.packet.settings);
+    let respelled: Vec<String> =
+        sent.iter().map(|(name, _)| name.clone()).filter(|name| *name != name.to_ascii_lowercase()).collect();
+    let settings = Settings::new(sent);
     let memory = pool.account(config.limits.client_memory_max);
     let wait = config.timeouts.query_wait;
     let (status, server, began) = match startup_status(&pool, settings, &memory, wait).await {
         Ok(started) => started,
         Err(error) => {
+            let error = with_names_as_sent(error, &respelled);
             client.refuse(&error, Some(&pool.tenant.name), &proxy).await;
             return None;
         }
@@ -119,6 +123,20 @@ pub async fn greet(
         relay.engage(server);
     }
     Some(relay)
+}
+
+/// Servers get the names of parameters in lower case. In their errors a client finds its own spelling.
+fn with_names_as_sent(mut error: ClientError, respelled: &[String]) -> ClientError {
+    if let ClientError::Server { message, .. } = &mut error {
+        for name in respelled {
+            for before in ["parameter", "parameter name"] {
+                let (ours, sent) = (name.to_ascii_lowercase(), name);
+                let (ours, sent) = (format!("{before} \"{ours}\""), format!("{before} \"{sent}\""));
+                *message = message.replacen(&ours, &sent, 1);
+            }
+        }
+    }
+    error
 }
 
 /// Registers a session, logs it, and prepares the replies that end its login. `known_as`: in session mode,
@@ -171,6 +189,7 @@ fn open_session(
         unsent: bytes.into(),
         side,
         inbox: packet.unread,
+        end_of_input: None,
         handle,
         query_wait: config.timeouts.query_wait,
         leaving: None,

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 pub use self::memory_limit::Limit;
 
-use crate::wire::message::{Severity, error_response};
+use crate::wire::{
+    message::{Severity, error_response},
+    server_error::{ErrorDetails, ServerError},
+};
 
 /// An ErrorResponse made by pglobby. `Display` is the message that the client reads. It contains no name
 /// that the client did not send.
@@ -129,7 +132,7 @@ pub enum ClientError {
     ServerUnreachable { sqlstate: Option<[u8; 5]>, reason: String },
     /// An error of the server at login.
     #[error("{message}")]
-    Server { sqlstate: String, message: String },
+    Server { sqlstate: String, message: String, details: Option<Box<ErrorDetails>> },
     /// The server connection broke during a request of this client.
     #[error("server closed the connection unexpectedly")]
     ServerLost,
@@ -309,15 +312,26 @@ impl From<Limit> for RequestError {
     }
 }
 
+impl From<ServerError> for ClientError {
+    fn from(error: ServerError) -> Self {
+        Self::Server { sqlstate: error.sqlstate, message: error.message, details: error.details }
+    }
+}
+
 impl ClientError {
     /// Appends the ErrorResponse.
     pub fn write(&self, severity: Severity, out: &mut Vec<u8>) {
         // Drivers (postgres.js, pgjdbc) prepare the statement again only if the error names this routine.
-        let more = match self {
-            Self::ResultChanged => Some((b'R', "RevalidateCachedQuery")),
-            Self::Identity(reason) => Some((b'H', reason.hint())),
-            _ => None,
-        };
-        error_response(out, severity, self.sqlstate(), &self.to_string(), more);
+        let mut more = Vec::new();
+        match self {
+            Self::ResultChanged => more.push((b'R', "RevalidateCachedQuery")),
+            Self::Identity(reason) => more.push((b'H', reason.hint())),
+            Self::Server { details: Some(details), .. } => {
+                more.extend(details.detail.as_deref().map(|detail| (b'D', detail)));
+                more.extend(details.hint.as_deref().map(|hint| (b'H', hint)));
+            }
+            _ => {}
+        }
+        error_response(out, severity, self.sqlstate(), &self.to_string(), &more);
     }
 }

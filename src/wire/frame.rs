@@ -10,9 +10,9 @@
 /// Bytes of a message's header.
 pub const HEADER_BYTES: usize = 5;
 
-/// The names in front of a Parse, Bind, Describe or Close together take at most this much (8 KiB). PostgreSQL
-/// has no limit of its own here; drivers use some tens of bytes.
-pub const NAMES_BYTES_MAX: usize = 8 * 1024;
+/// The names in front of a Parse or Bind together take at most this much (64 KiB). PostgreSQL has no limit of
+/// its own here; drivers use some tens of bytes.
+pub const NAMES_BYTES_MAX: usize = 64 * 1024;
 
 /// The buffer of a held message is freed if it is larger than this.
 const HELD_BYTES_KEPT: usize = 1024;
@@ -37,7 +37,10 @@ pub enum FrameError {
     /// There is no such message in this direction.
     #[error("invalid message type {0}")]
     Type(u8),
-    /// Names longer than [`NAMES_BYTES_MAX`], or a string that does not end within its message.
+    /// Names longer than [`NAMES_BYTES_MAX`].
+    #[error("the names in the message are longer than {NAMES_BYTES_MAX} bytes")]
+    Names,
+    /// A string that does not end within its message.
     #[error("invalid string in message")]
     Strings,
 }
@@ -218,7 +221,8 @@ impl Framer {
                     if chunk.is_empty() {
                         return Ok(None);
                     }
-                    self.take_until((self.held.len() + 256).min(total), chunk);
+                    // In growing steps, because each one looks through all names again.
+                    self.take_until((self.held.len() + self.held.len().max(256)).min(total), chunk);
                 }
             }
         }
@@ -263,7 +267,7 @@ fn has_strings(message: &[u8], count: u8) -> Result<bool, FrameError> {
     let found = names.iter().filter(|byte| **byte == 0).take(count.into()).count();
     match found == usize::from(count) {
         true => Ok(true),
-        false if body.len() >= NAMES_BYTES_MAX => Err(FrameError::Strings),
+        false if body.len() >= NAMES_BYTES_MAX => Err(FrameError::Names),
         false => Ok(false),
     }
 }

@@ -32,14 +32,14 @@ pub fn append_cstr(out: &mut Vec<u8>, text: &[u8]) {
     out.push(0);
 }
 
-/// ErrorResponse with the fields `S`, `V`, `C`, `M`, and a hint (`H`) or the name of PostgreSQL's routine
-/// (`R`), which some clients read.
+/// ErrorResponse with the fields `S`, `V`, `C`, `M`, and others: detail (`D`), hint (`H`), or the name of
+/// PostgreSQL's routine (`R`), which some clients read.
 pub fn error_response(
     out: &mut Vec<u8>,
     severity: Severity,
     sqlstate: &str,
     message: &str,
-    more: Option<(u8, &str)>,
+    more: &[(u8, &str)],
 ) {
     let severity: &[u8] = match severity {
         Severity::Error => b"ERROR",
@@ -48,7 +48,9 @@ pub fn error_response(
     append(out, b'E', |out| {
         let always =
             [(b'S', severity), (b'V', severity), (b'C', sqlstate.as_bytes()), (b'M', message.as_bytes())];
-        for (field, value) in always.into_iter().chain(more.map(|(field, value)| (field, value.as_bytes()))) {
+        for (field, value) in
+            always.into_iter().chain(more.iter().map(|(field, value)| (*field, value.as_bytes())))
+        {
             out.push(field);
             append_cstr(out, value);
         }

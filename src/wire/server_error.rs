@@ -38,12 +38,31 @@ pub struct ServerError {
     pub sqlstate: String,
     /// Field `M`.
     pub message: String,
+    /// Fields `D` and `H`.
+    pub details: Option<Box<ErrorDetails>>,
+}
+
+/// What an ErrorResponse says besides its message. Boxed where it is kept, because most have none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ErrorDetails {
+    /// Field `D`.
+    pub detail: Option<String>,
+    /// Field `H`.
+    pub hint: Option<String>,
+}
+
+impl ErrorDetails {
+    /// `None` if there is neither.
+    pub fn of(detail: Option<String>, hint: Option<String>) -> Option<Box<Self>> {
+        (detail.is_some() || hint.is_some()).then(|| Box::new(Self { detail, hint }))
+    }
 }
 
 impl ServerError {
     /// The error in place of a reply that takes too much memory. The connection is still usable.
     pub fn too_long() -> Self {
-        Self { sqlstate: TOO_LONG.to_owned(), message: "the answer takes more memory than it may".to_owned() }
+        let message = "the answer takes more memory than it may".to_owned();
+        Self { sqlstate: TOO_LONG.to_owned(), message, details: None }
     }
 
     /// Whether a privilege is missing.
@@ -58,8 +77,9 @@ impl ServerError {
 
     /// Parses an ErrorResponse; every field is optional.
     pub fn read(bytes: &[u8]) -> Self {
-        let field =
-            |name| error_field(bytes, name).map(String::from_utf8_lossy).unwrap_or_default().into_owned();
-        Self { sqlstate: field(b'C'), message: field(b'M') }
+        let field = |name| error_field(bytes, name).map(|text| String::from_utf8_lossy(text).into_owned());
+        let required = |name| field(name).unwrap_or_default();
+        let details = ErrorDetails::of(field(b'D'), field(b'H'));
+        Self { sqlstate: required(b'C'), message: required(b'M'), details }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     return_to_tenant::{CurrentTenant, ReturnState},
     sequences::{SequenceUse, record_sequences},
     server_side::ServerSide,
+    skipped_messages::has_no_effect,
     sql_prepare::{ParsedUnder, RewrittenText},
     tenant_choice::{kind_and_name, must_be_read},
 };
@@ -29,7 +30,7 @@ use crate::{
     },
     error::{ClientError, Limit},
     wire::{
-        frame::{HEADER_BYTES, cstr},
+        frame::{HEADER_BYTES, cstr, header},
         message::{append, append_cstr},
         outgoing::Outgoing,
     },
@@ -57,6 +58,11 @@ impl ClientMessages<'_, '_> {
     pub(super) fn message(&mut self, tag: u8, bytes: &[u8], mut whole: bool) -> Handled {
         if self.server.checks.pending.is_some() {
             self.restore_startup(tag, bytes);
+        }
+        if is_cut_short(tag, bytes) || tag == b'H' && (bytes.len() > HEADER_BYTES || !whole) {
+            self.track(Request::Invalid);
+            self.out.pass(bytes);
+            return CONTINUE;
         }
         if self.server.lexing_changes && matches!(tag, b'Q' | b'P') && self.may_be_read_otherwise(bytes) {
             // A text must be read as the server will read it, so after the replies. Where they come only after a
@@ -92,7 +98,15 @@ impl ClientMessages<'_, '_> {
             b'C' => self.track(Request::Close(None)),
             b'E' => self.execute(bytes),
             b'S' => self.track(Request::Sync),
-            b'c' | b'f' => self.server.replies.copy_done(),
+            b'c' | b'f' => {
+                if let (false, Some((_, length))) =
+                    (self.server.replies.is_working(), header(bytes).map_err(violation)?)
+                {
+                    // In an idle transaction: one that is too long ends the session.
+                    has_no_effect(tag, length)?;
+                }
+                self.server.replies.copy_done();
+            }
             _ => {}
         }
         self.out.pass(bytes);
@@ -187,7 +201,8 @@ impl ClientMessages<'_, '_> {
         {
             self.show_statements_to_code();
         }
-        if side_effects.names_statements {
+        // One with bytes behind its text fails, and must not be written anew without them.
+        if side_effects.names_statements && body.iter().position(|byte| *byte == 0) == Some(body.len() - 1) {
             let sql = cstr(&mut { body }).unwrap_or_default();
             let knows_settings = self.server.parsing(self.under).is_some();
             let settings = match status_known && knew_settings == knows_settings {
@@ -506,6 +521,18 @@ impl ClientMessages<'_, '_> {
         }
         self.out.pass(bytes);
         CONTINUE
+    }
+}
+
+/// Whether the names in front of a message do not end within it. The server refuses it and goes on.
+#[inline]
+pub fn is_cut_short(tag: u8, bytes: &[u8]) -> bool {
+    let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+    match tag {
+        b'P' | b'E' => cstr(&mut body).is_err(),
+        b'B' => cstr(&mut body).and_then(|_| cstr(&mut body)).is_err(),
+        b'D' | b'C' => body.split_first().is_none_or(|(_, mut name)| cstr(&mut name).is_err()),
+        _ => false,
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     },
     error::{ClientError, RequestError},
     wire::{
-        frame::{FrameError, Framer, NAMES_BYTES_MAX, Need, Piece, header},
+        frame::{FrameError, Framer, Need, Piece, header},
         outgoing::Outgoing,
     },
 };
@@ -162,6 +162,12 @@ impl ClientSide {
     #[inline]
     pub fn mid_message(&self) -> bool {
         self.framer.mid_message()
+    }
+
+    /// Bytes of a message that waits for more of itself, and are not charged yet.
+    #[inline]
+    pub fn uncounted_bytes(&self) -> usize {
+        if self.message_memory.bytes() == 0 { self.framer.held_bytes() } else { 0 }
     }
 
     /// Moves the first part of a message that no server has received to the end of `inbox`.
@@ -348,6 +354,12 @@ impl ClientSide {
     }
 }
 
+/// The greatest length of a message, as PostgreSQL's `PQ_SMALL_MESSAGE_LIMIT`: of those without text or data.
+pub(super) const SMALL_MESSAGE_MAX: usize = 10_000;
+
+/// `PQ_LARGE_MESSAGE_LIMIT`: of the others.
+const LARGE_MESSAGE_MAX: usize = 0x3fff_ffff;
+
 struct MessageReader<'a> {
     framer: &'a mut Framer,
     skipped: &'a mut SkippedMessage,
@@ -386,15 +398,21 @@ pub fn violation(error: FrameError) -> ClientError {
 /// How much of a client's message must be received before it is handled.
 #[inline]
 pub fn need_of_client(tag: u8, length: usize, rules: &SessionRules) -> Result<Need, FrameError> {
+    let length_max = match tag {
+        // In a COPY the server answers a CopyFail that is too long; elsewhere `has_no_effect` is asked first.
+        b'Q' | b'P' | b'B' | b'F' | b'd' | b'f' => LARGE_MESSAGE_MAX,
+        b'D' | b'C' | b'E' | b'S' | b'H' | b'c' | b'X' => SMALL_MESSAGE_MAX,
+        other => return Err(FrameError::Type(other)),
+    };
+    if length > length_max {
+        return Err(FrameError::Length);
+    }
     Ok(match tag {
         b'Q' | b'P' if length <= rules.inspect_bytes_max => Need::Whole,
         b'P' => Need::Strings(1),
         b'B' if rules.sees_binds && length <= CHOICE_BYTES_MAX => Need::Whole,
         b'B' => Need::Strings(2),
-        b'D' | b'C' | b'E' if length <= NAMES_BYTES_MAX => Need::Whole,
-        b'D' | b'C' | b'E' => return Err(FrameError::Strings),
-        b'S' | b'H' | b'c' | b'X' if length > 10_000 => return Err(FrameError::Length),
-        b'Q' | b'S' | b'H' | b'F' | b'd' | b'c' | b'f' | b'X' => Need::Header,
-        other => return Err(FrameError::Type(other)),
+        b'D' | b'C' | b'E' => Need::Whole,
+        _ => Need::Header,
     })
 }

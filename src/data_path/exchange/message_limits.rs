@@ -7,6 +7,7 @@ use super::{
     client_messages::{CONTINUE, ClientMessages, Handled},
     client_side::{ClientSide, SessionRules},
     server_side::ServerSide,
+    skipped_messages::is_no_request,
 };
 use crate::{
     data_path::{
@@ -154,9 +155,8 @@ impl ClientMessages<'_, '_> {
 
     /// Whether a message must wait because too much is pending. COPY data is no request.
     #[cold]
-    pub(super) fn is_full(&self, tag: u8) -> bool {
-        let is_request = !matches!(tag, b'd' | b'c' | b'f' | b'H');
-        is_request && self.server.is_full(self.rules.unanswered_max, self.out.built())
+    pub(super) fn is_full(&self, tag: u8, length: usize) -> bool {
+        !is_no_request(tag, length) && self.server.is_full(self.rules.unanswered_max, self.out.built())
     }
 
     #[cold]

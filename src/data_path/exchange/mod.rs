@@ -37,9 +37,10 @@ mod unstored_text;
 mod visible_statements;
 mod without_server;
 
+pub use self::client_messages::is_cut_short;
 pub use self::client_side::{ClientSide, Flow, SessionRules, need_of_client, violation};
 pub use self::message_limits::startup_charge;
 pub use self::pg_terminate_backend::SignalSender;
 
 pub use self::server_side::{ChunkEvents, ExchangeError, ServerSide};
-pub use self::skipped_messages::{FIRST_MESSAGE_BYTES, FirstMessage};
+pub use self::skipped_messages::{FIRST_MESSAGE_BYTES, FirstMessage, invalid_format};

@@ -158,6 +158,8 @@ impl ReplyTracker {
     pub fn track(&mut self, request: Request, origin: Origin) -> bool {
         match request {
             Request::Sync if self.takes_copy_data() && origin == Origin::Client => return true,
+            // A Flush, which the server ignores like a Sync. What else is invalid fails the COPY.
+            Request::Invalid if self.takes_copy_data() => return true,
             Request::Sync => {
                 self.batches = self.batches.wrapping_add(1);
                 if origin == Origin::Client {
@@ -453,6 +455,11 @@ impl ReplyTracker {
             matches!(self.pending.front(), Some(PendingReply { request: Request::Execute(_), .. }));
         let end = self.pending.iter().position(|reply| matches!(reply.request, Request::CopyEnd));
         let behind = end.map(|end| self.pending.split_off(end + 1));
+        let before = self.pending.len();
+        self.pending.retain(|reply| !matches!(reply.request, Request::Invalid));
+        if self.pending.len() < before && !of_batch {
+            self.batch.set_in_batch(false);
+        }
         let before = self.pending.len();
         self.pending.retain(|reply| !matches!(reply.request, Request::Sync | Request::CopyEnd));
         let ignored_syncs = before - self.pending.len() > usize::from(end.is_some());

@@ -76,7 +76,7 @@ impl ClientMessages<'_, '_> {
         let ended = self.return_state.ended;
         let return_point = match tag {
             b'Q' => {
-                let sql = if whole { cstr(&mut { body }).map_err(violation)? } else { b"" };
+                let sql = if whole { cstr(&mut { body }).unwrap_or_default() } else { b"" };
                 let return_point = if ended { ReturnPoint::Within } else { self.return_point_of(sql) };
                 *self.return_state = ReturnState {
                     pauses: for_transaction || return_point != ReturnPoint::None,

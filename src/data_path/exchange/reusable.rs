@@ -11,6 +11,12 @@ impl ServerSide {
         !self.half_passed
     }
 
+    /// The server gets no more bytes of this session, and none of another.
+    #[cold]
+    pub fn input_ended(&mut self) {
+        self.half_passed = true;
+    }
+
     /// Whether no message is incomplete in either direction.
     #[inline]
     pub fn is_between_messages(&self) -> bool {

@@ -52,7 +52,7 @@ const ANSWER_BYTES: usize = 11;
 #[derive(Debug, Default)]
 pub struct ServerSide {
     pub(super) framer: Framer,
-    /// A message has gone to the server in part, and the rest is still to come.
+    /// A message has gone to the server in part, and the rest is still to come; or the server takes no more bytes.
     pub(super) half_passed: bool,
     /// The rest of the message that is arriving is not passed to the client.
     drops_rest: bool,

@@ -8,14 +8,14 @@ use std::ops::ControlFlow;
 
 use super::{
     client_messages::{CONTINUE, ClientMessages, Handled},
-    client_side::{ClientSide, need_of_client, violation},
+    client_side::{ClientSide, SMALL_MESSAGE_MAX, need_of_client, violation},
     ensure_prepared::WaitReason,
 };
 use crate::{
     error::{ClientError, Limit},
     wire::{
-        frame::{Need, Piece, header},
-        message::ready_for_query,
+        frame::{FrameError, HEADER_BYTES, Need, Piece, header},
+        message::{Severity, ready_for_query},
     },
 };
 
@@ -35,10 +35,31 @@ pub enum FirstMessage {
 }
 
 /// Whether such a message has no effect and no reply while no request is pending, no transaction is open and
-/// no batch has begun.
+/// no batch has begun. An error: PostgreSQL accepts no such message outside of a COPY.
 #[inline]
-pub(super) fn has_no_effect(tag: u8) -> bool {
-    matches!(tag, b'd' | b'c' | b'f' | b'H')
+pub(super) fn has_no_effect(tag: u8, length: usize) -> Result<bool, ClientError> {
+    match tag {
+        b'f' if length > SMALL_MESSAGE_MAX => Err(violation(FrameError::Length)),
+        b'd' | b'c' | b'f' => Ok(true),
+        _ => Ok(is_flush(tag, length)),
+    }
+}
+
+/// Whether the message is a Flush. With a body it is an invalid message of a batch.
+#[inline]
+fn is_flush(tag: u8, length: usize) -> bool {
+    tag == b'H' && length < HEADER_BYTES
+}
+
+/// Whether the message asks for nothing by itself.
+#[inline]
+pub(super) fn is_no_request(tag: u8, length: usize) -> bool {
+    matches!(tag, b'd' | b'c' | b'f') || is_flush(tag, length)
+}
+
+/// The error that PostgreSQL sends for a Sync or Flush with a body.
+pub fn invalid_format() -> ClientError {
+    ClientError::ProtocolViolation("invalid message format".to_owned())
 }
 
 /// The client's messages that are skipped.
@@ -85,10 +106,11 @@ impl ClientMessages<'_, '_> {
     /// Handles a whole message. Breaks at a message that must wait, without any effect.
     #[inline(always)]
     pub(super) fn take(&mut self, tag: u8, bytes: &[u8], may_fill: bool) -> Handled {
-        if has_no_effect(tag) && self.server.replies.is_over() {
+        let length = bytes.len() - 1;
+        if self.server.replies.is_over() && has_no_effect(tag, length)? {
             return CONTINUE;
         }
-        if (may_fill || self.is_much_built()) && self.is_full(tag) {
+        if (may_fill || self.is_much_built()) && self.is_full(tag, length) {
             return Ok(ControlFlow::Break(WaitReason::Room));
         }
         self.message(tag, bytes, true)
@@ -104,11 +126,12 @@ impl ClientMessages<'_, '_> {
         full: Option<Limit>,
         skipped: &mut SkippedMessage,
     ) -> Handled {
-        if has_no_effect(tag) && self.server.replies.is_over() {
+        let length = header(bytes).map_err(violation)?.map_or(0, |(_, length)| length);
+        if self.server.replies.is_over() && has_no_effect(tag, length)? {
             skipped.ignore();
             return CONTINUE;
         }
-        if (may_fill || self.is_much_built()) && self.is_full(tag) {
+        if (may_fill || self.is_much_built()) && self.is_full(tag, length) {
             return Ok(ControlFlow::Break(WaitReason::Room));
         }
         if let Some(limit) = full.filter(|_| self.rules.follow) {
@@ -134,7 +157,7 @@ impl ClientSide {
         let is_enough = sent.len() > length || sent.len() >= FIRST_MESSAGE_BYTES;
         Ok(match tag {
             b'X' => FirstMessage::Terminate,
-            tag if is_enough && !has_no_effect(tag) => FirstMessage::Request,
+            tag if !has_no_effect(tag, length)? && is_enough => FirstMessage::Request,
             _ => FirstMessage::Nothing,
         })
     }
@@ -173,10 +196,13 @@ impl ClientSide {
         loop {
             if !framer.mid_message() {
                 // A partial header is left there: its message may be one that must not be skipped.
-                let Some((tag, _)) = header(chunk).map_err(violation)? else { return Ok(chunk) };
+                let Some((tag, length)) = header(chunk).map_err(violation)? else { return Ok(chunk) };
                 let is_rejected = !matches!(skipped.until, Until::Nothing | Until::Ignored);
-                if tag == b'X' || !is_rejected && !has_no_effect(tag) {
+                if tag == b'X' || !has_no_effect(tag, length)? && !is_rejected {
                     return Ok(chunk);
+                }
+                if (tag, skipped.until) == (b'S', Until::Sync) && length >= HEADER_BYTES {
+                    invalid_format().write(Severity::Error, replies);
                 }
             }
             let need = |tag, length| need_of_client(tag, length, rules).map(|_| Need::Header);

@@ -2,7 +2,7 @@
 //!
 //! Source: `pg_split_opts` and `process_postgres_switches` in PostgreSQL's source.
 
-use crate::error::ClientError;
+use crate::{error::ClientError, wire::server_error::ErrorDetails};
 
 /// The settings in order, and the tenant if there is one (`pglobby.tenant=…`, or bare `tenant=…`).
 pub type OptionSettings = (Vec<(String, String)>, Option<String>);
@@ -26,9 +26,10 @@ pub fn settings_of_options(options: &str) -> Result<OptionSettings, ClientError>
             match shorthand(&word, &mut words) {
                 Some(setting) => setting,
                 None => {
-                    return Err(invalid(&format!(
-                        "invalid command-line argument for server process: {word}"
-                    )));
+                    let message = format!("invalid command-line argument for server process: {word}");
+                    let hint = "Try \"postgres --help\" for more information.".to_owned();
+                    let details = ErrorDetails::of(None, Some(hint));
+                    return Err(ClientError::Server { sqlstate: "42601".into(), message, details });
                 }
             }
         };
@@ -56,7 +57,7 @@ pub fn names_tenant(parameter: &str) -> bool {
 }
 
 fn invalid(words: &str) -> ClientError {
-    ClientError::Server { sqlstate: "42601".into(), message: words.into() }
+    ClientError::Server { sqlstate: "42601".into(), message: words.into(), details: None }
 }
 
 /// The setting of a one-letter switch of the `postgres` program that a client may use.

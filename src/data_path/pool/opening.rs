@@ -136,7 +136,7 @@ impl Pool {
         match self.connector.connect_making_room(self, &turn, startup).await {
             Ok(opened) => Ok(Some(self.opened(opened, turn, permit, startup.clone()))),
             Err(error) => {
-                if let Some(client_error) = error.about_parameter() {
+                if let Some(client_error) = error.about_parameter(startup) {
                     turn.succeeded();
                     return Err(client_error);
                 }
@@ -193,7 +193,7 @@ impl Pool {
         let attempt = self.connector.begin();
         match self.connector.connect(&turn, &startup).await {
             Ok(opened) => Ok(self.opened(opened, turn, permit, startup)),
-            Err(error) => match error.about_parameter() {
+            Err(error) => match error.about_parameter(&startup) {
                 Some(client_error) => {
                     turn.succeeded();
                     Err(client_error)

@@ -320,7 +320,7 @@ async fn status_from(
             if !beside && server.clean().await.is_ok() {
                 pool.give_back(server);
             }
-            Err(ClientError::Server { sqlstate: error.sqlstate, message: error.message })
+            Err(error.into())
         }
         Err(AskError::Lost(_)) => Err(ClientError::ServerLost),
     }

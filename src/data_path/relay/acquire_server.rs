@@ -12,7 +12,7 @@ use std::{
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
-use super::{BUFFERS, Buffers, Relay, Step, session_end::SessionEnd};
+use super::{BUFFERS, Buffers, Relay, Step, end_of_input::is_end_of_input, session_end::SessionEnd};
 use crate::{
     data_path::{
         exchange::{FIRST_MESSAGE_BYTES, FirstMessage},
@@ -301,7 +301,8 @@ impl Relay {
     }
 
     /// Resolves when the client leaves or a signal comes, while the session waits for a server. Meanwhile it
-    /// sends unsent bytes to the client, and reads from it as long as the inbox is small.
+    /// sends unsent bytes to the client, and reads from it as long as the inbox is small. A client that sends
+    /// no more has not left, if its request is whole.
     pub(super) async fn interrupted(&mut self) -> Result<ClientError, SessionEnd> {
         poll_fn(|cx| {
             if self.session.handle.is_signalled() {
@@ -321,19 +322,30 @@ impl Relay {
             {
                 return Poll::Ready(Err(SessionEnd::client_lost(Err(error))));
             }
-            BUFFERS.with_borrow_mut(|buffers| {
-                while self.session.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
+            let read = BUFFERS.with_borrow_mut(|buffers| {
+                while self.session.end_of_input.is_none()
+                    && self.session.inbox.len() < 4 * FIRST_MESSAGE_BYTES
+                {
                     let mut read = ReadBuf::new(&mut buffers.read);
                     match Pin::new(&mut self.session.client).poll_read(cx, &mut read) {
-                        Poll::Pending => return Poll::Pending,
+                        Poll::Pending => return Ok(()),
                         Poll::Ready(Ok(())) if !read.filled().is_empty() => {
                             self.session.inbox.extend_from_slice(read.filled())
                         }
-                        Poll::Ready(lost) => return Poll::Ready(Err(SessionEnd::client_lost(lost))),
+                        Poll::Ready(read) if is_end_of_input(&read) => self.session.input_ends(),
+                        Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost)),
                     }
                 }
-                Poll::Pending
-            })
+                Ok(())
+            });
+            let is_there = || {
+                read?;
+                if self.session.has_half_a_message() {
+                    return Err(SessionEnd::client_lost(Ok(())));
+                }
+                self.session.poll_is_there(true, cx)
+            };
+            is_there().map_or_else(|lost| Poll::Ready(Err(lost)), |()| Poll::Pending)
         })
         .await
     }

@@ -24,6 +24,7 @@ impl Relay {
         let bytes = self.session.unsent.allocated()
             + self.held_reply.capacity()
             + self.session.inbox.capacity()
+            + self.session.side.uncounted_bytes()
             + server;
         let counted = if bytes <= UNCOUNTED { 0 } else { bytes };
         counted != self.buffers.bytes() && self.is_too_much(counted)

@@ -300,6 +300,8 @@ impl Relay {
     /// Takes the session from its pool. Its server is cleaned or closed in a task of its own.
     pub(super) fn into_transfer(mut self: Box<Self>, target: SwitchTarget) -> SessionTransfer {
         self.session.side.take_held(&mut self.session.inbox);
+        // Its timer belongs to this worker. The next read finds the end again.
+        self.session.end_of_input = None;
         // Notifications of the old tenant's channels are not for the new one.
         drop(self.session.handle.take_notifications());
         target.receive(&mut self.session.side);

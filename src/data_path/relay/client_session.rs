@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use super::end_of_input::EndOfInput;
 use crate::{
     data_path::{
         exchange::ClientSide, proxy::Proxy, sessions::registry::Registered,
@@ -21,6 +22,8 @@ pub struct ClientSession {
     pub side: ClientSide,
     /// Messages of the client that no server has got.
     pub inbox: Vec<u8>,
+    /// The client sends no more.
+    pub end_of_input: Option<Box<EndOfInput>>,
     /// Its entry in the registry of sessions.
     pub handle: Registered,
     pub query_wait: Duration,

@@ -11,6 +11,7 @@ pub mod buffers;
 pub mod cancel;
 pub mod change_tenant;
 pub mod client_session;
+pub mod end_of_input;
 pub mod load_functions;
 pub mod no_tenant;
 pub mod notifications;
@@ -38,8 +39,9 @@ use self::{
     cancel::WantedCancels,
     change_tenant::SessionTransfer,
     client_session::ClientSession,
+    end_of_input::is_end_of_input,
     notifications::Listening,
-    session_end::SessionEnd,
+    session_end::{Loss, SessionEnd},
 };
 use crate::{
     data_path::{
@@ -232,6 +234,11 @@ impl Relay {
                 self.send_wanted_cancels(cx);
             }
             if !moved {
+                if self.session.end_of_input.is_some()
+                    && let Some(end) = self.poll_end_of_input(cx)
+                {
+                    return Poll::Ready(end.into());
+                }
                 return match self.is_buffering_too_much() {
                     false => Poll::Pending,
                     true => Poll::Ready(Step::End(self.unread_end())),
@@ -259,6 +266,9 @@ impl Relay {
         match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(if drained { Poll::Ready(()) } else { Poll::Pending }),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(_) if self.is_end_passed_on() => {
+                return Err(SessionEnd::ClientLost(Loss::Closed).into());
+            }
             Poll::Ready(lost) => return Err(SessionEnd::server_lost(lost).into()),
         }
         let chunk = read.filled();
@@ -348,10 +358,17 @@ impl Relay {
         if self.reply_wait != ReplyWait::Nothing {
             return self.go_on(buffers, cx);
         }
+        if self.session.end_of_input.is_some() {
+            return Ok(Poll::Pending);
+        }
         let mut read = ReadBuf::new(&mut buffers.read);
         match Pin::new(&mut self.session.client).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(read) if is_end_of_input(&read) => {
+                self.session.input_ends();
+                return Ok(Poll::Ready(()));
+            }
             Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost).into()),
         }
         let chunk = read.filled();

@@ -41,7 +41,8 @@ pub enum SessionEnd {
     /// The client sent Terminate.
     #[error("client terminated")]
     Terminated,
-    /// The client's connection was lost.
+    /// The client's connection was lost; [`Loss::Closed`]: it has closed it, or its direction of it, and
+    /// everything that it had sent is served.
     #[error("client lost: {0}")]
     ClientLost(Loss),
     /// The server's connection was lost.
@@ -184,6 +185,7 @@ impl Relay {
         );
         // Behind part of a message, an error would be read as the rest of it: as data in a row.
         let in_step = self.server.as_ref().is_none_or(|server| !server.side.mid_message());
+        let is_end_passed_on = self.is_end_passed_on();
         if let Some(server) = self.server.take() {
             self.session.handle.server_process_id.store(0, Ordering::Relaxed);
             self.set_pins(Pins::empty());
@@ -192,6 +194,8 @@ impl Relay {
                     let is_working = server.side.replies.is_working();
                     self.clean_in_background(server, is_working, false);
                 }
+                // It has rolled back and closed the connection, or does so.
+                SessionEnd::ClientLost(Loss::Closed) if is_end_passed_on => drop(server),
                 SessionEnd::ClientLost(_) | SessionEnd::Refused(_) => {
                     self.clean_in_background(server, false, true)
                 }
@@ -204,7 +208,13 @@ impl Relay {
         if let Some(client_error) = final_error.filter(|_| in_step) {
             client_error.write(Severity::Fatal, &mut bytes);
         }
-        if !matches!(end, SessionEnd::ClientLost(_) | SessionEnd::Terminated) {
+        let may_read = match end {
+            // One that was still there a moment ago.
+            SessionEnd::ClientLost(Loss::Closed) => self.session.end_of_input.is_some(),
+            SessionEnd::ClientLost(_) | SessionEnd::Terminated => false,
+            _ => true,
+        };
+        if may_read {
             self.session.unsent.push(&bytes);
             // The session is not listed any more, though its client may take its time to read.
             let ClientSession { client, unsent, handle, .. } = self.session;
@@ -244,11 +254,11 @@ impl Relay {
             "protocol error; both connections closed"
         );
         match broken {
-            ExchangeError::RejectedRequest(ServerError { sqlstate, mut message }) => {
+            ExchangeError::RejectedRequest(ServerError { sqlstate, mut message, details }) => {
                 if !sqlstate.starts_with("57P") {
                     message.insert_str(0, "cannot restore the session's settings on another server: ");
                 }
-                SessionEnd::Refused(ClientError::Server { sqlstate, message }.into())
+                SessionEnd::Refused(ClientError::Server { sqlstate, message, details }.into())
             }
             ExchangeError::Frame(_) | ExchangeError::Desync(_) => {
                 self.pool.stats.desyncs.fetch_add(1, Ordering::Relaxed);

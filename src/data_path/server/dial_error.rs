@@ -10,7 +10,7 @@ use crate::{
         tenant::{Host, HostAddress},
     },
     error::ClientError,
-    wire::message_reader::ReadError,
+    wire::{message_reader::ReadError, server_error::ErrorDetails},
 };
 
 /// A longer message of a server is not passed to clients; PostgreSQL's own are far shorter.
@@ -102,8 +102,8 @@ pub struct StartupError {
     pub sqlstate: Option<[u8; 5]>,
     /// `M`.
     pub message: Option<String>,
-    /// `D`.
-    pub detail: Option<String>,
+    /// `D` and `H`.
+    pub details: Option<Box<ErrorDetails>>,
     /// `R`: the function of the server's source that said so.
     pub routine: Option<Box<str>>,
 }
@@ -123,7 +123,14 @@ impl StartupError {
                     error.sqlstate = code.filter(|code| code.iter().all(u8::is_ascii_alphanumeric));
                 }
                 b'M' => error.message = Some(String::from_utf8_lossy(value).into_owned()),
-                b'D' => error.detail = Some(String::from_utf8_lossy(value).into_owned()),
+                b'D' => {
+                    let detail = String::from_utf8_lossy(value).into_owned();
+                    error.details.get_or_insert_default().detail = Some(detail);
+                }
+                b'H' => {
+                    let hint = String::from_utf8_lossy(value).into_owned();
+                    error.details.get_or_insert_default().hint = Some(hint);
+                }
                 b'R' => error.routine = Some(String::from_utf8_lossy(value).into()),
                 _ => {}
             }
@@ -169,7 +176,7 @@ impl StartupError {
 impl fmt::Display for StartupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.message.as_deref().unwrap_or("(no message)"))?;
-        if let Some(detail) = &self.detail {
+        if let Some(detail) = self.details.as_ref().and_then(|details| details.detail.as_ref()) {
             write!(f, " ({detail})")?;
         }
         write!(f, " [SQLSTATE {}]", self.code().unwrap_or("missing"))
@@ -252,17 +259,24 @@ impl DialError {
 }
 
 impl DialError {
-    /// The server's own error about a startup parameter of the client.
-    pub fn about_parameter(&self) -> Option<ClientError> {
+    /// The server's own error about a startup parameter of the client, whole. `None`: it is about something else,
+    /// or has a name that a client must not read and has not sent.
+    pub fn about_parameter(&self, startup: &Settings) -> Option<ClientError> {
         let DialCause::Refused(error) = &self.cause else { return None };
-        let message = error.message.clone()?;
         let sqlstate = error.code()?.to_owned();
-        let is_parameter = match sqlstate.as_str() {
-            "22023" | "42704" | "55P02" => true,
-            "42501" => message.contains("parameter"),
-            _ => false,
-        };
-        is_parameter.then_some(ClientError::Server { sqlstate, message })
+        // Of these routines it would be about the role or the database.
+        let of_one = matches!(error.routine.as_deref(), Some("InitializeSessionUserId" | "CheckMyDatabase"));
+        let is_parameter = matches!(&*sqlstate, "0A000" | "22023" | "42501" | "42602" | "42704" | "55P02");
+        if startup.is_empty() || of_one || !is_parameter {
+            return None;
+        }
+        let is_sent = |name: &str| startup.iter().any(|(_, value)| value.contains(name));
+        let is_public =
+            |text: &String| !self.hidden.iter().any(|name| has_word(text, name) && !is_sent(name));
+        let message = error.message.clone().filter(is_public)?;
+        let ErrorDetails { detail, hint } = error.details.as_deref().cloned().unwrap_or_default();
+        let details = ErrorDetails::of(detail.filter(is_public), hint.filter(is_public));
+        Some(ClientError::Server { sqlstate, message, details })
     }
 }
 
@@ -343,6 +357,16 @@ impl From<ReadError> for DialCause {
     }
 }
 
+/// Whether a text has this name, and not only as a part of a longer word.
+fn has_word(text: &str, name: &str) -> bool {
+    let ends = |next: Option<char>| next.is_none_or(|next| !next.is_alphanumeric() && next != '_');
+    text.match_indices(name).any(|(at, _)| {
+        let (before, behind) = (text.get(..at), text.get(at + name.len()..));
+        ends(before.and_then(|text| text.chars().next_back()))
+            && ends(behind.and_then(|text| text.chars().next()))
+    })
+}
+
 /// A host's address, for operators.
 fn address(host: &Host) -> String {
     match &host.address {
@@ -383,6 +407,34 @@ mod tests {
         ] {
             assert_eq!(error(&[(b'C', code), (b'M', message)]).for_client(&hidden), read);
         }
+    }
+
+    #[test]
+    fn an_error_about_a_parameter_is_whole_unless_it_has_hidden_names() {
+        let startup = Settings::new([("role".to_owned(), "db7.internal".to_owned())]);
+        let told = |fields: &[(u8, &str)], startup: &Settings| {
+            let hidden = vec!["main".to_owned(), "db7.internal".to_owned(), "t_acme_rw".to_owned()];
+            let cause = DialCause::Refused(error(fields));
+            DialError { target: String::new(), hidden, cause }.about_parameter(startup)
+        };
+        let server = |message: &str, detail: Option<&str>, hint: Option<&str>| {
+            let details = ErrorDetails::of(detail.map(Into::into), hint.map(Into::into));
+            Some(ClientError::Server { sqlstate: "22023".to_owned(), message: message.to_owned(), details })
+        };
+        let fields = |message, detail| [(b'C', "22023"), (b'M', message), (b'D', detail), (b'H', "Try x.")];
+        let whole = fields("invalid domain", "It remains so.");
+        assert_eq!(told(&whole, &startup), server("invalid domain", Some("It remains so."), Some("Try x.")));
+        assert_eq!(told(&fields("x", "Of \"t_acme_rw\"."), &startup), server("x", None, Some("Try x.")));
+        assert_eq!(told(&fields("role \"t_acme_rw\" has no such role", ""), &startup), None);
+        let sent = fields("role \"db7.internal\" does not exist", "d");
+        assert_eq!(
+            told(&sent, &startup),
+            server("role \"db7.internal\" does not exist", Some("d"), Some("Try x."))
+        );
+        // Without parameters it is about something else, and so it is where PostgreSQL checks role and database.
+        assert_eq!(told(&whole, &Settings::default()), None);
+        let denied = [(b'C', "42501"), (b'M', "permission denied"), (b'R', "CheckMyDatabase")];
+        assert_eq!(told(&denied, &startup), None);
     }
 
     #[test]

@@ -466,7 +466,7 @@ impl Session {
     }
 
     fn fail(&mut self, failure: &Failure) {
-        error_response(&mut self.out, Severity::Error, failure.sqlstate, &failure.message, None);
+        error_response(&mut self.out, Severity::Error, failure.sqlstate, &failure.message, &[]);
         self.failed = true;
     }
 

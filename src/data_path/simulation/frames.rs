@@ -32,7 +32,7 @@ pub fn all(bytes: &[u8]) -> Vec<Message> {
 pub fn shown(message: &Message) -> String {
     let tag = char::from(message.tag());
     if matches!(message.tag(), b'E' | b'N') && message.body().first() == Some(&b'S') {
-        let ServerError { sqlstate, message } = ServerError::read(&message.bytes);
+        let ServerError { sqlstate, message, .. } = ServerError::read(&message.bytes);
         return format!("{tag} {sqlstate} {message}");
     }
     let readable = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' };

@@ -152,7 +152,7 @@ impl Host {
         let startup = pairs.map(|pair| (pair[0].to_string(), pair[1].to_string())).collect();
         let mut out = Vec::new();
         if self.fault().is_some() {
-            error_response(&mut out, Severity::Fatal, "57P03", "the database system is starting up", None);
+            error_response(&mut out, Severity::Fatal, "57P03", "the database system is starting up", &[]);
             return pipe.write_all(&out).await;
         }
         let (session, reports) = Session::start(startup);
@@ -220,7 +220,7 @@ impl Host {
                 Some(Fault::Ended) => {
                     let mut last = Vec::new();
                     let message = "terminating connection due to administrator command";
-                    error_response(&mut last, Severity::Fatal, "57P01", message, None);
+                    error_response(&mut last, Severity::Fatal, "57P01", message, &[]);
                     return pipe.write_all(&last).await;
                 }
                 _ => pipe.write_all(&out).await?,

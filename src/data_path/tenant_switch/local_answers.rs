@@ -21,7 +21,7 @@ use super::{
 use crate::{
     data_path::{
         exchange::{
-            ClientSide, FIRST_MESSAGE_BYTES, need_of_client,
+            ClientSide, FIRST_MESSAGE_BYTES, invalid_format, is_cut_short, need_of_client,
             pending_replies::{Origin, ReplyTracker, Request},
             violation,
         },
@@ -165,7 +165,13 @@ impl LocalResponder {
 
     fn message(&mut self, tag: u8, bytes: &[u8], to: &mut Answering<'_>) -> BatchResult {
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        if is_cut_short(tag, bytes) {
+            return self.elsewhere(Protocol::Extended(false), to);
+        }
         match tag {
+            b'Q' if cstr(&mut { body }).is_err() => self.elsewhere(Protocol::Simple, to),
+            b'H' if !body.is_empty() => self.fail(&invalid_format(), Protocol::Extended(false), to),
+            b'S' if !body.is_empty() => self.fail(&invalid_format(), Protocol::Simple, to),
             b'Q' => self.query(body, to),
             b'P' => self.parse(body, to),
             b'B' => self.bind(body, to),

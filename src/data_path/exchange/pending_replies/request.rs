@@ -60,6 +60,8 @@ pub enum Request {
     Close(Option<Box<StatementName>>),
     /// Close of the unnamed statement.
     CloseUnnamed,
+    /// A message of a batch that can only fail: it is cut short, or a Flush with a body.
+    Invalid,
     /// Sync.
     Sync,
     /// A simple query, with the effects of its PREPARE and DEALLOCATE statements.
