@@ -527,13 +527,22 @@ impl ClientMessages<'_, '_> {
 /// Whether the names in front of a message do not end within it. The server refuses it and goes on.
 #[inline]
 pub fn is_cut_short(tag: u8, bytes: &[u8]) -> bool {
-    let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+    let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
     match tag {
-        b'P' | b'E' => cstr(&mut body).is_err(),
-        b'B' => cstr(&mut body).and_then(|_| cstr(&mut body)).is_err(),
-        b'D' | b'C' => body.split_first().is_none_or(|(_, mut name)| cstr(&mut name).is_err()),
+        b'P' | b'E' => behind_name(body).is_none(),
+        b'B' => behind_name(body).and_then(behind_name).is_none(),
+        b'D' | b'C' => body.split_first().and_then(|(_, name)| behind_name(name)).is_none(),
         _ => false,
     }
+}
+
+/// What follows a name; most are empty.
+#[inline]
+fn behind_name(mut bytes: &[u8]) -> Option<&[u8]> {
+    if let [0, behind @ ..] = bytes {
+        return Some(behind);
+    }
+    cstr(&mut bytes).ok().map(|_| bytes)
 }
 
 #[inline]

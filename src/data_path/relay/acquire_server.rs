@@ -55,6 +55,14 @@ pub(super) enum ServerLink {
     NoRequest,
 }
 
+/// Whether a Query or Parse shows SET at its begin. Not the text of a named statement: nobody prepares a SET, and
+/// each Bind would look one up.
+#[inline]
+fn may_begin_with_set(request: &[u8]) -> bool {
+    let ([b'Q', _, _, _, _, text @ ..] | [b'P', _, _, _, _, 0, text @ ..]) = request else { return false };
+    matches!(text.trim_ascii_start(), [b's' | b'S', b'e' | b'E', b't' | b'T', ..])
+}
+
 impl Relay {
     /// Borrows an idle server for the client's message, once enough of the message is here.
     #[inline]
@@ -112,7 +120,7 @@ impl Relay {
     /// The `temp_buffers` that the session's next server must take.
     #[cold]
     fn new_temp_buffers(&self, request: &[u8]) -> Option<NewTempBuffers<'_>> {
-        if sets_temp_buffers(&self.first_message_text(request)) {
+        if may_begin_with_set(request) && sets_temp_buffers(&self.first_message_text(request)) {
             return Some(NewTempBuffers::ByText);
         }
         self.session.side.wanted.get(TEMP_BUFFERS).map(NewTempBuffers::Value)
