@@ -583,6 +583,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         /// In any sequence of events: never more servers than the limit allows; no place is free while somebody
         /// wants one; where all ask for long enough, nobody has two servers more than another one who wants them.
         #[test]
