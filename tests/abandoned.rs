@@ -1,4 +1,4 @@
-//! Commands that are killed are finished or undone by a node, and nobody has to repeat them.
+//! A node finishes or undoes commands that are killed; no operator has to repeat them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod support;

@@ -55,7 +55,7 @@ async fn init_makes_everything_once_and_then_changes_nothing() {
     assert_eq!(row.get::<_, &str>(1), "master");
 }
 
-/// A host without a budget, or with one that nobody had compared with its server, refused one tenant after another with 53300.
+/// A host without a budget, or with one that was not compared with its server, refused one tenant after another with 53300.
 #[tokio::test]
 async fn a_host_gets_a_budget_that_its_server_allows() {
     let mut proxy = Proxy::with_tenant("acme").start().await;

@@ -70,7 +70,7 @@ async fn servers(central: &Client, tenants: &[&str]) -> Vec<usize> {
 }
 
 /// Two of eight queries of a tenant failed after the whole wait, and with three such neighbours its login was refused: a
-/// server went to another tenant only when nobody of its own waited.
+/// server went to another tenant only when no client of its own waited.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quiet_tenant_is_served_beside_tenants_that_want_all_there_is() {
     let (proxy, central) = with_budget(&[&HEAVY[..], &["quiet"]].concat(), 6, 6).await;

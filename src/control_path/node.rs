@@ -135,9 +135,9 @@ impl Node {
             tokio::spawn(follow(central, proxy.clone(), directory.clone(), barrier)),
             tokio::spawn(maintain(proxy.clone(), window)),
             tokio::spawn(timeouts::watch(proxy.sessions.clone(), proxy.config.clone(), threads)),
+            tokio::spawn(abandoned::watch(context.clone(), proxy.metrics.clone())),
+            tokio::spawn(host_budget::warn_at_start(context.actor("pglobby"))),
         ];
-        tasks.push(tokio::spawn(abandoned::watch(context.clone(), proxy.metrics.clone())));
-        tasks.push(tokio::spawn(host_budget::warn_at_start(context.actor("pglobby"))));
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = http {
             tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), directory, context)));

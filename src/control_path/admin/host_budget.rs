@@ -80,7 +80,7 @@ impl ServerLimits {
         })
     }
 
-    /// Connections that tenants' roles can have, if nobody else is connected.
+    /// Connections that tenants' roles can have, if no other role is connected.
     pub fn usable(&self) -> i32 {
         self.max_connections.saturating_sub(self.reserved).max(0)
     }

@@ -51,7 +51,7 @@ const PAUSE_LAST: Duration = Duration::from_secs(600);
 /// Operations that a node works on at a time.
 const AT_ONCE: usize = 4;
 
-/// Running operations of which nobody holds the lock of their tenant; those in `$1` also if they have failed.
+/// Running operations, where no process holds the lock of their tenant; those in `$1` also if they have failed.
 /// The arithmetic makes an advisory lock's key of two columns of `pg_locks`.
 const WITHOUT_PROCESS: &str = "
     SELECT o.id, o.kind, t.name AS tenant, o.step, o.actor, o.arguments

@@ -14,7 +14,7 @@
 //! - [`drop`](drop::drop_tenant): refuses clients, ends servers, drops the database, keeps a tombstone.
 //!
 //! If a run dies while it creates or adopts, the next run undoes its work and starts again. A drop is
-//! always continued. If nobody runs the command again, a node does the same ([`abandoned`]).
+//! always continued. If no operator runs the command again, a node does the same ([`abandoned`]).
 
 pub mod abandoned;
 pub mod adopt;

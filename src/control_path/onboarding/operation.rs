@@ -50,7 +50,7 @@ impl TenantLock {
         Self::take_within(actor, name, AT_ONCE_MS).await
     }
 
-    /// The lock if nobody holds it; does not wait.
+    /// The lock if it is free; does not wait.
     pub async fn take_if_free(actor: &Actor, name: &str) -> Result<Option<Self>, AdminError> {
         let client = actor.central.connect_to(actor.central.database()).await?;
         let lock =

@@ -67,12 +67,13 @@ impl ServerSide {
         if !self.reported.has_room_for(&name) {
             return None;
         }
+        let lower = name.to_ascii_lowercase();
         if self.reported.set(&name, value) {
             (self.parameters_changed, self.parameters_differ) = (true, true);
             // Not the others: settings that were sent before are not reported yet.
-            self.lexing = self.lexing.with(&name.to_ascii_lowercase(), &String::from_utf8_lossy(value));
+            self.lexing = self.lexing.with(&lower, &String::from_utf8_lossy(value));
         }
-        Some(name.to_ascii_lowercase())
+        Some(lower)
     }
 }
 

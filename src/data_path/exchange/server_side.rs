@@ -140,12 +140,13 @@ pub enum ExchangeError {
 impl ServerSide {
     /// A server that has just been opened, with the parameters that it reported.
     pub fn new(reported: ReportedParameters, prepared_max: PreparedLimits) -> Self {
+        let lexing = lexing(&reported);
         Self {
             role: ServerRole::new(&reported),
             statements: ServerStatements::new(prepared_max),
             settings_answer: Some(Settings::default()),
-            lexing: lexing(&reported),
-            lexing_at_start: lexing(&reported),
+            lexing,
+            lexing_at_start: lexing,
             lexing_changes: false,
             reported,
             parameters_changed: true,

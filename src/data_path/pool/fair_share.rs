@@ -4,7 +4,7 @@
 //! by its weight. A free place goes to the tenant with the lowest load; a tenant gives up the next server
 //! that comes back, even if its own sessions wait, if the tenant that gets it then has a lower load than it
 //! had itself. So the tenants that want more end with equal loads, and what one of them does not use is the
-//! others'. Nobody waits, nobody gives up anything.
+//! others'. While no tenant waits, none gives up anything.
 //!
 //! Two kinds of tenants come first: those without a server, in the order in which they came, and those below
 //! their `min_pool_size`.
@@ -35,7 +35,7 @@ const IDLE: Duration = Duration::from_millis(200);
 /// Tenants without a server that are remembered beyond twice the number of servers.
 const HOLDERS_SPARE: usize = 64;
 
-/// One host's places, and who has them.
+/// One host's places, and the tenants that have them.
 #[derive(Debug)]
 pub struct FairShares<W> {
     limit: usize,
@@ -63,8 +63,8 @@ pub struct Claim {
 
 #[derive(Debug)]
 struct Holder {
-    read_write: usize,
-    read_only: usize,
+    /// Of each pool: read-write, read-only.
+    of: [usize; 2],
     /// When it last got a place.
     gained: Instant,
     /// When it last left a place to another tenant.
@@ -116,18 +116,16 @@ impl Eq for Load {}
 
 impl Holder {
     fn all(&self) -> usize {
-        self.read_write + self.read_only
-    }
-
-    fn of(&mut self, access: Access) -> &mut usize {
-        match access {
-            Access::ReadWrite => &mut self.read_write,
-            Access::ReadOnly => &mut self.read_only,
-        }
+        self.of.iter().sum()
     }
 }
 
 impl Claim {
+    /// The index of its pool in [`Holder::of`].
+    fn index(&self) -> usize {
+        usize::from(self.access == Access::ReadOnly)
+    }
+
     fn load(&self, servers: usize) -> Load {
         Load { servers: servers as u64, weight: u64::from(self.weight.max(1)) }
     }
@@ -182,10 +180,7 @@ impl<W: Clone> FairShares<W> {
     }
 
     fn held_by_pool(&self, claim: &Claim) -> usize {
-        self.holders.get(&claim.tenant).map_or(0, |holder| match claim.access {
-            Access::ReadWrite => holder.read_write,
-            Access::ReadOnly => holder.read_only,
-        })
+        self.holders.get(&claim.tenant).map_or(0, |holder| holder.of[claim.index()])
     }
 
     fn rank(&self, claim: &Claim, order: u64) -> Rank {
@@ -219,7 +214,7 @@ impl<W: Clone> FairShares<W> {
         self.wishes.get(last)
     }
 
-    /// Takes a free place, if there is one for which nobody comes first who still `wants` it. If not, the wish
+    /// Takes a free place, if no waiter that still `wants` it comes first. If not, the wish
     /// for one is kept until it is fulfilled or withdrawn, or no longer wanted.
     pub fn take(
         &mut self,
@@ -271,9 +266,9 @@ impl<W: Clone> FairShares<W> {
         if self.holders.len() > 2 * self.live + HOLDERS_SPARE {
             self.holders.retain(|_, holder| holder.all() > 0);
         }
-        let none = Holder { read_write: 0, read_only: 0, gained: now, left: None };
+        let none = Holder { of: [0; 2], gained: now, left: None };
         let holder = self.holders.entry(claim.tenant).or_insert(none);
-        *holder.of(claim.access) += 1;
+        holder.of[claim.index()] += 1;
         holder.gained = now;
         self.rank_again(claim.tenant);
     }
@@ -293,7 +288,7 @@ impl<W: Clone> FairShares<W> {
         self.live -= 1;
         self.closing -= usize::from(was_closing);
         if let Some(holder) = self.holders.get_mut(&claim.tenant) {
-            let held = holder.of(claim.access);
+            let held = &mut holder.of[claim.index()];
             *held = held.saturating_sub(1);
         }
         self.rank_again(claim.tenant);
@@ -349,8 +344,8 @@ impl<W: Clone> FairShares<W> {
         must
     }
 
-    /// The first in the order, from `place` on, who has not just left a place to another: else that one would take
-    /// the next tenant's, and so on.
+    /// The first in the order, from `place` on, whose tenant has not just left a place to another: else that tenant
+    /// would take the place of a third one, and so on.
     fn first_rested(
         &mut self,
         mut place: usize,
@@ -586,7 +581,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         /// In any sequence of events: never more servers than the limit allows; no place is free while somebody
-        /// wants one; where all ask for long enough, nobody has two servers more than another one who wants them.
+        /// wants one; where all ask for long enough, each gets its part.
         #[test]
         fn the_budget_is_kept_used_and_shared(steps in steps(), weights in proptest::collection::vec(1..4u32, 6)) {
             let tenants = weights.iter().enumerate().map(|(at, weight)| (claim(at as i64, *weight, at / 2), 0));
@@ -610,7 +605,7 @@ mod tests {
                             let age = host.now - opened;
                             let must = host.shares.must_give_up(&claim, age, host.now, |at| wants[*at]);
                             let others = wants.iter().enumerate().any(|(other, wants)| other != at && *wants);
-                            prop_assert!(!must || others || host.shares.live() > limit, "given up for nobody");
+                            prop_assert!(!must || others || host.shares.live() > limit, "given up, and no other tenant waits");
                             if must || host.servers[at].len() > wanted {
                                 host.servers[at].remove(0);
                                 host.shares.give_up(&claim, false);

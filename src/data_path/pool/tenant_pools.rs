@@ -18,18 +18,9 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules,
-    connect_backoff::ConnectBackoff,
-    connector::Connector,
-    host_budget::HostBudget,
-    host_connecting::HostConnecting,
-    pause::Pauses,
-    pinned_sessions::PinnedSessions,
-    role_settings::RoleStart,
-    shared_listener::ListenerSlot,
-    startup_parameters::StatusCache,
-    stats::PoolStats,
-    succession::{Last, Succession},
+    Pool, PoolRules, connect_backoff::ConnectBackoff, connector::Connector, host_budget::HostBudget,
+    host_connecting::HostConnecting, pause::Pauses, pinned_sessions::PinnedSessions,
+    role_settings::RoleStart, startup_parameters::StatusCache, stats::PoolStats, succession::Succession,
     wait_queue::WaitQueue,
 };
 use crate::{
@@ -145,7 +136,7 @@ impl TenantPools {
                     warn!(tenant = tenant.name, %error, "cannot grant access to an adopted database's tables");
                 }
                 let statements = self.statements_of(tenant);
-                self.make(tenant.clone(), access, statements, Arc::default(), Arc::default()).ok_or(ClientError::NoReadOnlyRole)
+                self.make(tenant.clone(), access, statements, None).ok_or(ClientError::NoReadOnlyRole)
             })
             .await
             .map_err(|client_error| (*client_error).clone())?;
@@ -156,14 +147,13 @@ impl TenantPools {
         pool.current().ok_or(ClientError::AdminShutdown)
     }
 
-    /// A pool without servers; `None` if the tenant has no role for that access.
+    /// A pool without servers, in place of `before`; `None` if the tenant has no role for that access.
     fn make(
         &self,
         tenant: Arc<Tenant>,
         access: Access,
         statements: Arc<SharedStatements>,
-        listener: Arc<ListenerSlot>,
-        last: Arc<Last>,
+        before: Option<&Arc<Pool>>,
     ) -> Option<Arc<Pool>> {
         let credential = match access {
             Access::ReadWrite => tenant.read_write.clone(),
@@ -204,12 +194,16 @@ impl TenantPools {
             custom: Default::default(),
             used_temporary: Default::default(),
             status_cache: StatusCache::default(),
-            listener,
+            listener: before.map(|pool| pool.listener.clone()).unwrap_or_default(),
             pinned: Arc::new(pinned),
             cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
             last_used_ms: AtomicU64::new(0),
             functions_checked_ms: AtomicU64::new(0),
-            succession: Succession { pools: self.me.clone(), retired: AtomicBool::default(), last },
+            succession: Succession {
+                pools: self.me.clone(),
+                retired: AtomicBool::default(),
+                last: before.map(|pool| pool.succession.last.clone()).unwrap_or_default(),
+            },
             tenant_access: Arc::new(TenantAccess { tenant: tenant.clone(), access }),
             functions,
             stats,
@@ -326,11 +320,7 @@ impl TenantPools {
     }
 
     async fn put_in_place(&self, old: &Arc<Pool>, tenant: Arc<Tenant>, statements: Arc<SharedStatements>) {
-        let Some(new) =
-            self.make(tenant, old.access, statements, old.listener.clone(), old.succession.last.clone())
-        else {
-            return;
-        };
+        let Some(new) = self.make(tenant, old.access, statements, Some(old)) else { return };
         self.pools.insert((new.tenant.id, new.access), new.clone()).await;
         self.retire(old, Some(new));
     }

@@ -55,7 +55,7 @@ pub(super) enum ServerLink {
     NoRequest,
 }
 
-/// Whether a Query or Parse shows SET at its begin. Not the text of a named statement: nobody prepares a SET, and
+/// Whether a Query or Parse shows SET at its begin. Not the text of a named statement: no driver prepares a SET, and
 /// each Bind would look one up.
 #[inline]
 fn may_begin_with_set(request: &[u8]) -> bool {

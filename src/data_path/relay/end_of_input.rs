@@ -6,7 +6,7 @@
 //!
 //! A client that is gone looks the same until something is written to it. So the client gets a
 //! ParameterStatus with a value that it knows, now and then, while nothing else is sent; after the first one
-//! that reaches nobody, a write fails, and the session ends as with a client that is lost.
+//! that reaches no client, a write fails, and the session ends as with a client that is lost.
 
 use std::{future::Future as _, io, pin::Pin, task::Context, time::Duration};
 

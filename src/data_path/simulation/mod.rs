@@ -88,18 +88,26 @@ fn pools_that_wait_for_a_hosts_budget_do_not_keep_the_worker_busy() {
     assert_eq!(outcome.map_err(|_| "the worker is busy without end"), Ok(Ok(())));
 }
 
-async fn share_a_spent_budget() -> Result<(), String> {
-    let plan = Plan {
-        connecting_max: 1,
+/// Tenants with pools of two servers, and no faults.
+fn calm(tenants: usize) -> Plan {
+    Plan {
+        connecting_max: 4,
         prepared_max: 200,
         one_fault_in: 0,
         pipe_bytes: 65_536,
         connect_time: Duration::from_secs(1),
-        budget: Some(2),
-        pools: vec![(2, PoolMode::Transaction); 3],
-    };
+        budget: None,
+        pools: vec![(2, PoolMode::Transaction); tenants],
+    }
+}
+
+fn text(end: End) -> String {
+    format!("{end:?}")
+}
+
+async fn share_a_spent_budget() -> Result<(), String> {
+    let plan = Plan { connecting_max: 1, budget: Some(2), ..calm(3) };
     let world = Arc::new(World::new(1, plan)?);
-    let text = |end: End| format!("{end:?}");
     // At first the budget is spent on a session of the first tenant, and on the third tenant's first server, which
     // is being opened when a session of the first and one of the second tenant ask for theirs.
     let work = |number, [before, during]: [u64; 2]| {
@@ -127,17 +135,7 @@ fn an_idle_session_keeps_its_own_pool_only() {
 }
 
 async fn stay_idle_while_pools_change() -> Result<(), String> {
-    let plan = Plan {
-        connecting_max: 4,
-        prepared_max: 200,
-        one_fault_in: 0,
-        pipe_bytes: 65_536,
-        connect_time: Duration::from_millis(1),
-        budget: None,
-        pools: vec![(2, PoolMode::Transaction)],
-    };
-    let world = Arc::new(World::new(1, plan)?);
-    let text = |end: End| format!("{end:?}");
+    let world = Arc::new(World::new(1, calm(1))?);
     let mut client = Client::connect(world.clone(), 0, 0).await.map_err(text)?;
     client.request("SELECT 1").await.map_err(text)?;
     for _ in 0..20 {
