@@ -90,9 +90,7 @@ impl Node {
     pub async fn start(config: Config) -> Result<Self, NodeError> {
         let keyring = Arc::new(ReloadableKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;
-        let client = first_client(&central, &config).await?;
-        migrations::require_current(&**client).await.map_err(refused)?;
-        drop(client);
+        migrations::require_current(&**first_client(&central, &config).await?).await.map_err(refused)?;
         let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
         let dial = Arc::new(ArcSwap::from_pointee(DialOptions::new(&config).map_err(refused)?));
         let http = config.http_listen.map(http::bind).transpose().map_err(NodeError)?;
