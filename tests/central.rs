@@ -474,7 +474,7 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
     assert_eq!((read.pool_size, read.max_clients), (Some(262_143), Some(1_000_000)));
     assert_eq!(
         init(&installation.config("")).await.unwrap().migrations_applied,
-        ["names_and_limits", "given_roles"]
+        ["names_and_limits", "given_roles", "fleet"]
     );
     assert_eq!(client.ask("SELECT pool_size FROM pglobby.tenants").await, "262143");
     assert_eq!(

@@ -23,6 +23,7 @@ pub const ALL: &[Migration] = &[
     Migration { number: 2, name: "fences", sql: include_str!("0002_fences.sql") },
     Migration { number: 3, name: "names_and_limits", sql: include_str!("0003_names_and_limits.sql") },
     Migration { number: 4, name: "given_roles", sql: include_str!("0004_given_roles.sql") },
+    Migration { number: 5, name: "fleet", sql: include_str!("0005_fleet.sql") },
 ];
 
 /// "pglobby" in hexadecimal. Any number that no other program locks in the central database.
