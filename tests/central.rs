@@ -458,7 +458,8 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
 
     // As it was before: the same rows, and then the upgrade.
     let undo = "DELETE FROM pglobby.migrations WHERE number >= 3; DROP TABLE pglobby.secrets;
-        ALTER TABLE pglobby.tenants DROP COLUMN role_given;
+        DROP TABLE pglobby.node_leases, pglobby.host_leases, pglobby.nodes;
+        ALTER TABLE pglobby.tenants DROP COLUMN role_given, DROP COLUMN weight;
         ALTER TABLE pglobby.logins DROP COLUMN may_add_logins, DROP CONSTRAINT logins_allow_from_whole;
         ALTER TABLE pglobby.hosts DROP CONSTRAINT hosts_max_connections_limit, DROP CONSTRAINT hosts_address_given,
             DROP CONSTRAINT hosts_tls_root_ca_given, DROP CONSTRAINT hosts_admin_given;
