@@ -184,7 +184,7 @@ fn statement_on_a_full_server(bencher: Bencher<'_, '_>, statements: usize) {
     let mut server = ServerStatements::new(PreparedLimits { statements, bytes: usize::MAX });
     let mut next = all.iter().cycle();
     bencher.bench_local(|| {
-        if let Some(oldest) = server.to_evict(1, 0).and_then(|id| server.get(id).cloned()) {
+        if let Some(oldest) = server.to_evict(1, 0, u64::MAX).and_then(|id| server.get(id).cloned()) {
             server.remove(&oldest);
         }
         server.queued(next.next().unwrap(), 1);

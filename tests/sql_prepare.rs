@@ -419,3 +419,28 @@ async fn what_is_sent_behind_a_prepare_that_fails_finds_no_statement() {
         }
     }
 }
+
+/// A server closes statements that are too many, but none that the message at hand needs: neither one of several
+/// names in a text, nor the one that a Bind names beside the one in its text.
+#[tokio::test]
+async fn no_statement_is_evicted_that_the_same_message_needs() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).config("max_prepared_statements", "1").start().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    client.query("PREPARE a AS SELECT 'a'").await;
+    client.query("PREPARE b AS SELECT 'b'").await;
+    client.send_bytes(&[parse("runs_a", "EXECUTE a"), sync()].concat()).await;
+    assert_eq!(tags(&client.until_ready().await), "1Z");
+    for _ in 0..3 {
+        let both = client.query("EXECUTE b; EXECUTE a").await;
+        assert_eq!(tags(&both), "TDCTDCZ", "{both:?}");
+        stir(&mut other).await;
+        client.send_bytes(&[bind("", "runs_a", &[]), execute("", 0), sync()].concat()).await;
+        let answers = client.until_ready().await;
+        assert_eq!(tags(&answers), "2DCZ", "{answers:?}");
+        let listed = "SELECT string_agg(name, ',' ORDER BY name) FROM pg_prepared_statements WHERE from_sql";
+        assert_eq!(rows(&client.query(listed).await), one("a,b"));
+        stir(&mut other).await;
+    }
+    assert_eq!(tags(&client.query("DEALLOCATE b; DEALLOCATE a").await), "CCZ");
+    assert_eq!(error(&client.query("EXECUTE a").await).0, "26000");
+}

@@ -59,11 +59,6 @@ impl ClientMessages<'_, '_> {
         if self.server.checks.pending.is_some() {
             self.restore_startup(tag, bytes);
         }
-        if is_cut_short(tag, bytes) || tag == b'H' && (bytes.len() > HEADER_BYTES || !whole) {
-            self.track(Request::Invalid);
-            self.out.pass(bytes);
-            return CONTINUE;
-        }
         if self.server.lexing_changes && matches!(tag, b'Q' | b'P') && self.may_be_read_otherwise(bytes) {
             // A text must be read as the server will read it, so after the replies. Where they come only after a
             // Sync of the client, it is not read.
@@ -72,6 +67,10 @@ impl ClientMessages<'_, '_> {
                 return AWAIT_REPLIES;
             }
             whole = false;
+        }
+        let reads_names = self.rules.follow && self.rules.current_tenant == CurrentTenant::First;
+        if !reads_names && is_cut_short(tag, bytes) {
+            return self.invalid(bytes);
         }
         if self.rules.current_tenant != CurrentTenant::First && !self.may_run(tag, bytes, whole)? {
             return CONTINUE;
@@ -96,7 +95,8 @@ impl ClientMessages<'_, '_> {
             b'B' => self.track(Request::Bind),
             b'D' => self.track(Request::Describe),
             b'C' => self.track(Request::Close(None)),
-            b'E' => self.execute(bytes),
+            b'E' => return self.execute(bytes),
+            b'H' if bytes.len() > HEADER_BYTES || !whole => return self.invalid(bytes),
             b'S' => self.track(Request::Sync),
             b'c' | b'f' => {
                 if let (false, Some((_, length))) =
@@ -109,6 +109,14 @@ impl ClientMessages<'_, '_> {
             }
             _ => {}
         }
+        self.out.pass(bytes);
+        CONTINUE
+    }
+
+    /// A message whose names do not end within it, or a Flush with a body: the server refuses it and goes on.
+    #[cold]
+    pub(super) fn invalid(&mut self, bytes: &[u8]) -> Handled {
+        self.track(Request::Invalid);
         self.out.pass(bytes);
         CONTINUE
     }
@@ -225,7 +233,7 @@ impl ClientMessages<'_, '_> {
             Ok(rewritten) => rewritten?,
             Err(limit) => return Some(self.reject_over_limit(b'Q', limit)),
         };
-        let mut preparer = self.server.preparer(self.under, self.startup);
+        let mut preparer = self.server.preparer(self.under, self.startup).keeping(&requires);
         for statement in &requires {
             preparer.ensure_for_query(statement, self.out);
         }
@@ -239,7 +247,7 @@ impl ClientMessages<'_, '_> {
     fn parse(&mut self, bytes: &[u8], whole: bool) -> Handled {
         self.server.unanswered_bytes += bytes.len();
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        let name = cstr(&mut body).map_err(violation)?;
+        let Ok(name) = cstr(&mut body) else { return self.invalid(bytes) };
         let side_effects = |lexing| match cstr(&mut { body }) {
             Ok(sql) if whole => SideEffects::read(sql, lexing),
             _ => SideEffects::of_unstored_text(),
@@ -343,8 +351,7 @@ impl ClientMessages<'_, '_> {
 
     fn bind(&mut self, bytes: &[u8], whole: bool) -> Handled {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        let portal = cstr(&mut body).map_err(violation)?;
-        let name = cstr(&mut body).map_err(violation)?;
+        let (Ok(portal), Ok(name)) = (cstr(&mut body), cstr(&mut body)) else { return self.invalid(bytes) };
         // The portal has another text from now on.
         let _ = self.server.bound_portal.take_if(|(bound, _)| **bound == *portal);
         if name.is_empty() {
@@ -449,7 +456,7 @@ impl ClientMessages<'_, '_> {
     }
 
     fn describe(&mut self, bytes: &[u8]) -> Handled {
-        let (kind, name) = kind_and_name(bytes)?;
+        let Ok((kind, name)) = kind_and_name(bytes) else { return self.invalid(bytes) };
         if kind == b'S' && (self.may_change_meaning(name) || self.server.replies.unnamed_may_change()) {
             return AWAIT_REPLIES;
         }
@@ -502,7 +509,7 @@ impl ClientMessages<'_, '_> {
     /// the Close is unknown to the server, and PostgreSQL answers such a Close with CloseComplete.
     fn close(&mut self, bytes: &[u8]) -> Handled {
         self.server.unanswered_bytes += bytes.len();
-        let (kind, name) = kind_and_name(bytes)?;
+        let Ok((kind, name)) = kind_and_name(bytes) else { return self.invalid(bytes) };
         if kind == b'S' && self.may_change_meaning(name) {
             return AWAIT_REPLIES;
         }

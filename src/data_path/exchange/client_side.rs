@@ -398,21 +398,17 @@ pub fn violation(error: FrameError) -> ClientError {
 /// How much of a client's message must be received before it is handled.
 #[inline]
 pub fn need_of_client(tag: u8, length: usize, rules: &SessionRules) -> Result<Need, FrameError> {
-    let length_max = match tag {
+    let (length_max, need) = match tag {
+        b'Q' if length <= rules.inspect_bytes_max => (LARGE_MESSAGE_MAX, Need::Whole),
+        b'P' if length <= rules.inspect_bytes_max => (LARGE_MESSAGE_MAX, Need::Whole),
+        b'P' => (LARGE_MESSAGE_MAX, Need::Strings(1)),
+        b'B' if rules.sees_binds && length <= CHOICE_BYTES_MAX => (LARGE_MESSAGE_MAX, Need::Whole),
+        b'B' => (LARGE_MESSAGE_MAX, Need::Strings(2)),
+        b'D' | b'C' | b'E' => (SMALL_MESSAGE_MAX, Need::Whole),
+        b'S' | b'H' | b'c' | b'X' => (SMALL_MESSAGE_MAX, Need::Header),
         // In a COPY the server answers a CopyFail that is too long; elsewhere `has_no_effect` is asked first.
-        b'Q' | b'P' | b'B' | b'F' | b'd' | b'f' => LARGE_MESSAGE_MAX,
-        b'D' | b'C' | b'E' | b'S' | b'H' | b'c' | b'X' => SMALL_MESSAGE_MAX,
+        b'Q' | b'F' | b'd' | b'f' => (LARGE_MESSAGE_MAX, Need::Header),
         other => return Err(FrameError::Type(other)),
     };
-    if length > length_max {
-        return Err(FrameError::Length);
-    }
-    Ok(match tag {
-        b'Q' | b'P' if length <= rules.inspect_bytes_max => Need::Whole,
-        b'P' => Need::Strings(1),
-        b'B' if rules.sees_binds && length <= CHOICE_BYTES_MAX => Need::Whole,
-        b'B' => Need::Strings(2),
-        b'D' | b'C' | b'E' => Need::Whole,
-        _ => Need::Header,
-    })
+    if length > length_max { Err(FrameError::Length) } else { Ok(need) }
 }

@@ -176,7 +176,7 @@ impl ClientMessages<'_, '_> {
             }
             _ if replies.may_have_others() => return Ensured::Awaited,
             _ => {
-                let mut preparer = Preparer { statements, replies, context };
+                let mut preparer = Preparer::new(statements, replies, context);
                 preparer.prepare(statement, None, Origin::Prepare, self.out.build())
             }
         };
@@ -212,7 +212,6 @@ impl ClientMessages<'_, '_> {
     #[cold]
     pub(super) fn show_statements_to_code(&mut self) {
         self.statements.use_client_names(&self.rules.shared_statements);
-        let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.ensure_own(self.statements, true, self.out);
+        self.server.preparer(self.under, self.startup).ensure_own(self.statements, true, self.out);
     }
 }

@@ -31,6 +31,9 @@ pub(super) struct Preparer<'s> {
     pub statements: &'s mut ServerStatements,
     pub replies: &'s mut ReplyTracker,
     pub context: ParseContext<'s>,
+    /// What was used at this time of the statements' clock or later is not closed to make room: the client's message
+    /// needs it.
+    kept_since: u64,
 }
 
 impl ServerSide {
@@ -43,7 +46,30 @@ impl ServerSide {
     ) -> Preparer<'s> {
         let Self { statements, replies, applied, checks, role, .. } = self;
         let context = ParseContext::new(under, startup, applied, checks, role, replies);
-        Preparer { statements, replies, context }
+        Preparer::new(statements, replies, context)
+    }
+}
+
+impl<'s> Preparer<'s> {
+    /// All statements may be closed to make room.
+    pub fn new(
+        statements: &'s mut ServerStatements,
+        replies: &'s mut ReplyTracker,
+        context: ParseContext<'s>,
+    ) -> Self {
+        Self { statements, replies, context, kept_since: u64::MAX }
+    }
+
+    /// The same client's message needs the statement that was used last, too.
+    pub fn keeping_last(self) -> Self {
+        Self { kept_since: self.statements.clock(), ..self }
+    }
+
+    /// The client's message needs all of these.
+    pub fn keeping<'k>(self, needed: impl IntoIterator<Item = &'k Arc<Statement>>) -> Self {
+        let kept_since = self.statements.clock() + 1;
+        needed.into_iter().for_each(|statement| self.statements.touch(statement));
+        Self { kept_since, ..self }
     }
 }
 
@@ -61,7 +87,10 @@ impl Preparer<'_> {
             (count, bytes) = (count + 1, bytes + statement.length());
             self.free_name_of(statement, out);
         }
-        while let Some(id) = self.statements.to_evict(count, bytes) {
+        if count == 0 {
+            return;
+        }
+        while let Some(id) = self.statements.to_evict(count, bytes, self.kept_since) {
             if !self.close(id, out) {
                 return;
             }
@@ -125,7 +154,7 @@ impl Preparer<'_> {
         out: &mut Vec<u8>,
     ) -> bool {
         self.make_room_for(statement, out);
-        let Self { statements, replies, context } = self;
+        let Self { statements, replies, context, .. } = self;
         let parses = |replies: &mut ReplyTracker, out: &mut Vec<u8>| {
             if statement.in_sql {
                 return prepare_in_sql(statements, statement, origin, replies, out);
@@ -151,7 +180,7 @@ impl Preparer<'_> {
     /// Replaces the server's unnamed statement with the client's. A client must never bind another one's.
     #[cold]
     pub fn ensure_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
-        let Self { statements, replies, context } = self;
+        let Self { statements, replies, context, .. } = self;
         let Some(UnnamedStatement { serial, body, parsed_under, .. }) = client.stored_unnamed() else {
             if replies.track(Request::CloseUnnamed, Origin::Prepare) {
                 statements.set_unnamed(0);

@@ -98,15 +98,17 @@ struct LocalNames {
 impl ClientMessages<'_, '_> {
     /// Execute. The portal's text may prepare or deallocate statements.
     #[inline]
-    pub(super) fn execute(&mut self, bytes: &[u8]) {
-        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        let executes = |portal: &[u8]| cstr(&mut { body }).is_ok_and(|executed| executed == portal);
-        let bound = self.server.bound_portal.take_if(|(portal, _)| executes(portal));
+    pub(super) fn execute(&mut self, bytes: &[u8]) -> Handled {
+        let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let Ok(executed) = cstr(&mut body) else { return self.invalid(bytes) };
+        let bound = self.server.bound_portal.take_if(|(portal, _)| **portal == *executed);
         let prepare_effects = bound.map(|(_, prepare_effects)| Box::new(prepare_effects));
         if let Some(prepare_effects) = &prepare_effects {
             prepare_effects.expect(self.statements, &mut self.server.statements);
         }
         self.track(Request::Execute(prepare_effects));
+        self.out.pass(bytes);
+        CONTINUE
     }
 
     /// The settings under which a PREPARE in the text parses its statement.
@@ -378,7 +380,7 @@ impl ClientMessages<'_, '_> {
     /// Prepares the statement that a text names, for an EXECUTE or its Describe.
     pub(super) fn ensure_named(&mut self, sql_names: Option<&SqlNames>) {
         if let Some(statement) = sql_names.and_then(|names| names.meaning.as_ref()) {
-            self.server.preparer(self.under, self.startup).ensure(statement, self.out);
+            self.server.preparer(self.under, self.startup).keeping_last().ensure(statement, self.out);
         }
     }
 }

@@ -43,11 +43,10 @@ fn names_pglobby(bytes: &[u8]) -> bool {
 
 /// The kind (`S` or `P`) and name in a Describe or Close.
 #[inline(always)]
-pub(super) fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), ClientError> {
-    let Some((kind, mut rest)) = bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first) else {
-        return Err(violation(FrameError::Strings));
-    };
-    Ok((*kind, cstr(&mut rest).map_err(violation)?))
+pub(super) fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), FrameError> {
+    let (kind, mut rest) =
+        bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first).ok_or(FrameError::Strings)?;
+    Ok((*kind, cstr(&mut rest)?))
 }
 
 impl ClientMessages<'_, '_> {
@@ -101,7 +100,12 @@ impl ClientMessages<'_, '_> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = match tag {
             b'B' => cstr(&mut body).and_then(|_| cstr(&mut body)).map_err(violation)?,
-            _ => Some(kind_and_name(bytes)?).filter(|(kind, _)| *kind == b'S').unwrap_or_default().1,
+            _ => {
+                Some(kind_and_name(bytes).map_err(violation)?)
+                    .filter(|(kind, _)| *kind == b'S')
+                    .unwrap_or_default()
+                    .1
+            }
         };
         let statement = self.statements.get(name).filter(|_| !name.is_empty()).cloned();
         match (tag, statement) {

@@ -24,6 +24,12 @@ fn is_due(limit: Duration, now: Duration, answered_at: Duration) -> bool {
     limit < IDLE_LIMIT_MIN || now.saturating_sub(answered_at) >= limit / 2
 }
 
+#[cold]
+fn own_idle_limit(server: &Server, of_start: Option<Duration>) -> Option<Duration> {
+    let own = server.side.applied.get(IDLE_SESSION_TIMEOUT);
+    own.or_else(|| server.startup.get(IDLE_SESSION_TIMEOUT)).map_or(of_start, duration)
+}
+
 impl Pool {
     /// Runs on the pool's worker. Does not yield: a session of this worker never finds the pool empty
     /// meanwhile. A server that is being checked is missing until it answers.
@@ -82,14 +88,17 @@ impl Pool {
         }
     }
 
+    /// A session has an `idle_session_timeout`: from now on, the servers that come back are asked for theirs.
+    pub fn note_idle_limit(&self) {
+        self.has_idle_limits.store(true, Ordering::Relaxed);
+    }
+
     /// The server's `idle_session_timeout`.
     #[inline]
     fn idle_limit(&self, server: &Server) -> Option<Duration> {
-        let own = server.side.applied.get(IDLE_SESSION_TIMEOUT);
-        match own.or_else(|| server.startup.get(IDLE_SESSION_TIMEOUT)) {
-            Some(value) => duration(value),
-            None => self.start().and_then(|start| start.idle_session_timeout),
-        }
+        let of_start = self.start().and_then(|start| start.idle_session_timeout);
+        let may_have = of_start.is_some() || self.has_idle_limits.load(Ordering::Relaxed);
+        if may_have { own_idle_limit(server, of_start) } else { None }
     }
 
     /// Switches it off, in a task of its own. Its next session sets its own value, as any other setting.

@@ -174,6 +174,8 @@ pub struct Pool {
     custom: CustomParameters,
     /// A server may have used temporary tables.
     used_temporary: AtomicBool,
+    /// A session has had an `idle_session_timeout`, and its server may still have it.
+    has_idle_limits: AtomicBool,
     status_cache: StatusCache,
     /// Listens for sessions that LISTEN. Shared with the pools that replace this one.
     listener: Arc<ListenerSlot>,

@@ -193,6 +193,7 @@ impl TenantPools {
             catalogs: Default::default(),
             custom: Default::default(),
             used_temporary: Default::default(),
+            has_idle_limits: Default::default(),
             status_cache: StatusCache::default(),
             listener: before.map(|pool| pool.listener.clone()).unwrap_or_default(),
             pinned: Arc::new(pinned),

@@ -183,14 +183,29 @@ impl ServerStatements {
         self.statements.get(&statement.id).is_some_and(|entry| entry.confirmation == Confirmation::Confirmed)
     }
 
-    /// Returns the least recently used statement if `more` statements with `bytes` of text exceed a limit.
-    pub fn to_evict(&mut self, more: usize, bytes: usize) -> Option<u64> {
+    /// Returns the least recently used statement if `more` statements with `bytes` of text exceed a limit. One that
+    /// was used at the time `kept_since` or later stays.
+    pub fn to_evict(&mut self, more: usize, bytes: usize, kept_since: u64) -> Option<u64> {
         let PreparedLimits { statements: count_max, bytes: bytes_max } = self.capacity;
         let is_full = self.statements.len() + more > count_max || self.bytes + bytes > bytes_max;
-        if is_full { self.oldest() } else { None }
+        if is_full { self.oldest().filter(|(used, _)| *used < kept_since).map(|(_, id)| id) } else { None }
     }
 
-    fn oldest(&mut self) -> Option<u64> {
+    /// Returns the time of the last use, in uses.
+    pub fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// The statement is about to be used.
+    pub fn touch(&mut self, statement: &Statement) {
+        self.clock += 1;
+        if let Some(entry) = self.statements.get_mut(&statement.id) {
+            entry.used = self.clock;
+        }
+    }
+
+    /// The time of its last use, and its number.
+    fn oldest(&mut self) -> Option<(u64, u64)> {
         let is_unused_since =
             |&(used, id): &(u64, u64)| self.statements.get(&id).is_some_and(|entry| entry.used == used);
         let unused = self.oldest.iter().take_while(|entry| !is_unused_since(entry)).count();
@@ -200,12 +215,7 @@ impl ServerStatements {
             all.sort_unstable();
             self.oldest = all.into();
         }
-        self.oldest.front().map(|(_, id)| *id)
-    }
-
-    /// Returns the limit of the number of statements.
-    pub fn statements_max(&self) -> usize {
-        self.capacity.statements
+        self.oldest.front().copied()
     }
 
     fn insert(&mut self, statement: &Arc<Statement>, confirmation: Confirmation, used: u64) {

@@ -154,6 +154,9 @@ impl Relay {
                 start.and_then(|start| start.idle_session_timeout)
             }
         };
+        if timeout.is_some() {
+            self.pool.note_idle_limit();
+        }
         self.session.handle.set_idle_session_timeout(timeout);
     }
 
