@@ -444,3 +444,52 @@ async fn no_statement_is_evicted_that_the_same_message_needs() {
     assert_eq!(tags(&client.query("DEALLOCATE b; DEALLOCATE a").await), "CCZ");
     assert_eq!(error(&client.query("EXECUTE a").await).0, "26000");
 }
+
+/// PostgreSQL keeps 63 bytes of a statement's name, by whichever way it is told.
+#[tokio::test]
+async fn names_longer_than_63_bytes_mean_what_they_mean_to_postgresql() {
+    let comparison = Comparison::start(2, "").await;
+    let mut twin = comparison.twin("").await;
+    let mut other = comparison.proxy.wire("acme").await;
+    let query = |sql: String| message(b'Q', &c_string(&sql));
+    let same = |tail: &str| format!("{}{tail}", "n".repeat(63));
+    // The last character that fits begins at the 63rd byte, and a query cuts before it, a Parse within it.
+    let cut = |tail: &str| format!("{}ä{tail}", "n".repeat(62));
+    let run = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    let steps = [
+        [parse(&same("one"), "SELECT 'protocol'"), sync()].concat(),
+        run(&same("another")),
+        query(format!("EXECUTE {}", same("_third"))),
+        [describe(b'S', &same("x")), sync()].concat(),
+        [parse(&same("two"), "SELECT 2"), sync()].concat(),
+        run(&same("")),
+        [close(b'S', &same("three")), sync()].concat(),
+        run(&same("one")),
+        query(format!("PREPARE {} AS SELECT 'sql'", same("one"))),
+        run(&same("more")),
+        query(format!("DEALLOCATE {}", same("yet_another"))),
+        run(&same("one")),
+        query(format!("PREPARE {} AS SELECT 'sql'", cut("one"))),
+        run(&cut("one")),
+        run(&"n".repeat(62)),
+        query(format!("EXECUTE \"{}\"", cut(""))),
+        [parse(&cut(""), "SELECT 'cut'"), sync()].concat(),
+        run(&cut("two")),
+        query(format!("DEALLOCATE {}", cut("three"))),
+        run(&cut("")),
+    ];
+    for (at, bytes) in steps.iter().enumerate() {
+        let told = async |wire: &mut Wire| {
+            wire.send_bytes(bytes).await;
+            let mut answers = wire.until_ready().await;
+            // That a name in a query is truncated: the proxy's name is shorter.
+            answers.retain(|answer| answer.tag != b'N');
+            let errors = answers.iter().filter(|answer| answer.tag == b'E');
+            let errors: Vec<_> = errors.map(|error| (error.sqlstate(), error.field(b'M'))).collect();
+            (tags(&answers), rows(&answers), errors)
+        };
+        let (direct, proxied) = (told(&mut twin.direct).await, told(&mut twin.proxied).await);
+        assert_eq!(proxied, direct, "step {at}: {}", String::from_utf8_lossy(bytes));
+        stir(&mut other).await;
+    }
+}

@@ -183,7 +183,15 @@ impl Storm {
         let host = Cluster::build().hba(&hba).setting("synchronous_commit", "on").start();
         host.client("postgres").await.run("CREATE ROLE onboarder LOGIN CREATEDB CREATEROLE").await;
         let forwarder = Forwarder::to(host.port()).await;
-        let proxy = Proxy::with_tenant(CALM[0]).and_tenant(CALM[1]).pool_size(2).start().await;
+        // On a machine that others use as well, a connect may take long: nobody must be told that it failed.
+        let proxy = Proxy::with_tenant(CALM[0])
+            .and_tenant(CALM[1])
+            .pool_size(2)
+            .config("server_connect_timeout", "\"20s\"")
+            .config("central_timeout", "\"20s\"")
+            .config("query_wait_timeout", "\"25s\"")
+            .start()
+            .await;
         let (name, port) = ("stormy", forwarder.port.to_string());
         proxy.command(&[
             "host",

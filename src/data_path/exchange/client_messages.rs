@@ -22,7 +22,7 @@ use crate::{
     data_path::{
         functions::FoundEffects,
         prepared::{
-            ClientStatements, Statement, parse_settings::ParseSettings, rename,
+            ClientStatements, Statement, StatementName, parse_settings::ParseSettings, rename,
             sql_prepare_effects::escape_client_name,
         },
         session_state::{Settings, side_effects::SideEffects, state_query::StateChecks},
@@ -265,8 +265,9 @@ impl ClientMessages<'_, '_> {
         if let Some(taken) = self.statements.get(name).cloned() {
             // The server has a statement of that name as well: its error is PostgreSQL's own.
             self.server.preparer(self.under, self.startup).ensure(&taken, self.out);
-            self.track(Request::ParseTaken(Box::new(taken.named(Some(name)))));
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
+            let taken = StatementName { client_name: Some(name.into()), statement: taken };
+            self.track(Request::ParseTaken(Box::new(taken)));
             return CONTINUE;
         }
         let read = side_effects(lexing);

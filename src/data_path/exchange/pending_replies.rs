@@ -321,9 +321,7 @@ impl ReplyTracker {
         let ends_batch = |reply: &PendingReply| matches!(reply.request, Request::Sync | Request::Query(_));
         let ended = self.pending.iter().rposition(ends_batch).map_or(0, |last| last + 1);
         self.pending.iter().take(ended).any(|reply| match &reply.request {
-            Request::Parse(Some(changed)) | Request::Close(Some(changed)) => {
-                changed.client_name.as_deref() == Some(name)
-            }
+            Request::Parse(Some(changed)) | Request::Close(Some(changed)) => changed.is_called(name),
             Request::Query(Some(effects)) => effects.concerns(name),
             _ => false,
         })
@@ -334,7 +332,7 @@ impl ReplyTracker {
     pub fn closes_instead(&mut self, name: &[u8], old: &Statement, new: &Arc<Statement>) {
         for reply in &mut self.pending {
             if let Request::Close(Some(closed)) = &mut reply.request
-                && closed.client_name.as_deref() == Some(name)
+                && closed.is_called(name)
                 && closed.statement.is(old)
             {
                 closed.statement = new.clone();
@@ -347,7 +345,7 @@ impl ReplyTracker {
     pub fn describes(&self, statement: &Statement, name: &[u8]) -> bool {
         self.pending.iter().any(|reply| match &reply.request {
             Request::DescribeParsed(described) => {
-                described.statement.is(statement) && described.client_name.as_deref() != Some(name)
+                described.statement.is(statement) && !described.is_called(name)
             }
             _ => false,
         })

@@ -8,7 +8,9 @@ use std::{
 
 use rustc_hash::FxHashSet;
 
-use super::{SqlNames, Statement, parse_settings::ParseSettings, shared_statements::SharedStatements};
+use super::{
+    SqlNames, Statement, kept_name, parse_settings::ParseSettings, shared_statements::SharedStatements,
+};
 use crate::{
     data_path::{
         memory_limit::{Account, Charge, PIECE_BYTES},
@@ -120,7 +122,7 @@ impl ClientStatements {
 
     /// Returns the statement with this name.
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.named.get(name)
+        self.named.get(kept_name(name))
     }
 
     /// Returns the text of a statement; an empty name is that of the unnamed one.
@@ -150,7 +152,7 @@ impl ClientStatements {
 
     /// Defers the Parse of that name until a server needs it.
     pub fn defer(&mut self, name: &[u8]) {
-        self.rare().deferred.insert(name.into());
+        self.rare().deferred.insert(kept_name(name).into());
     }
 
     /// Returns whether a Parse is deferred.
@@ -167,7 +169,7 @@ impl ClientStatements {
 
     #[cold]
     fn remove_deferred(&mut self, name: &[u8]) -> bool {
-        self.rare().deferred.remove(name)
+        self.rare().deferred.remove(kept_name(name))
     }
 
     /// Called before a request changes the unnamed statement. `may_be_skipped` means that an earlier request
@@ -341,6 +343,7 @@ impl ClientStatements {
 
     /// Stores a statement under this name.
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
+        let name = kept_name(name);
         if statement.in_sql {
             self.rare().any_in_sql = true;
         }
@@ -357,6 +360,7 @@ impl ClientStatements {
 
     /// Removes a name and returns its statement.
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        let name = kept_name(name);
         let removed = self.named.remove(name);
         if let Some(statement) = &removed {
             self.bytes -= statement.bytes() + Self::name_bytes(name);

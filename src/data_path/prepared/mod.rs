@@ -40,6 +40,7 @@ use crate::{
         lock::locked,
         memory_limit::{Account, Charge, PIECE_BYTES},
         session_state::side_effects::SideEffects,
+        sql::NAME_BYTES_MAX,
     },
     wire::frame::{HEADER_BYTES, cstr},
 };
@@ -146,7 +147,7 @@ impl Statement {
 
     /// Returns the statement with a client's name for it.
     pub fn named(self: &Arc<Self>, client_name: Option<&[u8]>) -> StatementName {
-        StatementName { client_name: client_name.map(Into::into), statement: self.clone() }
+        StatementName { client_name: client_name.map(|name| kept_name(name).into()), statement: self.clone() }
     }
 
     /// Returns whether both are the same statement.
@@ -221,6 +222,20 @@ pub struct StatementName {
     pub client_name: Option<Box<[u8]>>,
     /// The statement.
     pub statement: Arc<Statement>,
+}
+
+impl StatementName {
+    /// Whether the client calls the statement by this name.
+    pub fn is_called(&self, name: &[u8]) -> bool {
+        self.client_name.as_deref() == Some(kept_name(name))
+    }
+}
+
+/// What PostgreSQL keeps of a statement's name in a message: 63 bytes, also where that cuts a character. Its hash
+/// table has fixed keys (`NAMEDATALEN`), so longer names that begin alike are the same.
+#[inline]
+pub fn kept_name(name: &[u8]) -> &[u8] {
+    name.get(..NAME_BYTES_MAX).unwrap_or(name)
 }
 
 /// The statement name in a text that runs by Parse, and what it meant when the text was last parsed. A text

@@ -35,9 +35,7 @@ impl PrepareEffects {
     /// Whether one of the effects is on the statement that the client calls `name`.
     pub fn concerns(&self, name: &[u8]) -> bool {
         self.effects.iter().any(|effect| match effect {
-            PrepareEffect::Prepares(named) | PrepareEffect::Deallocates(Some(named)) => {
-                named.client_name.as_deref() == Some(name)
-            }
+            PrepareEffect::Prepares(named) | PrepareEffect::Deallocates(Some(named)) => named.is_called(name),
             PrepareEffect::Deallocates(None) => false,
         })
     }

@@ -5,10 +5,8 @@ use std::borrow::Cow;
 use super::{
     Lexing,
     lexer::{Lexer, Token, TokenKind, continued},
+    words::NAME_BYTES_MAX,
 };
-
-/// NAMEDATALEN - 1: PostgreSQL truncates longer identifiers.
-const NAME_BYTES_MAX: usize = 63;
 
 /// Returns the name of a word or quoted identifier: folded to lower case unless quoted, truncated to 63
 /// bytes. `None` for other tokens and for invalid escapes.

@@ -1,6 +1,6 @@
 //! Finds words anywhere in a text: in code, strings and comments.
 
-/// PostgreSQL truncates names to this length.
+/// NAMEDATALEN - 1: PostgreSQL truncates longer names.
 pub const NAME_BYTES_MAX: usize = 63;
 
 /// Iterates over the runs of ASCII letters, digits and `_`, each truncated like a name.
