@@ -274,7 +274,7 @@ fn has_strings(message: &[u8], count: u8) -> Result<bool, FrameError> {
 
 /// Takes a zero-terminated string from the front of a body.
 pub fn cstr<'a>(body: &mut &'a [u8]) -> Result<&'a [u8], FrameError> {
-    let end = body.iter().position(|byte| *byte == 0).ok_or(FrameError::Strings)?;
+    let end = memchr::memchr(0, body).ok_or(FrameError::Strings)?;
     let (text, rest) = body.split_at(end);
     *body = rest.get(1..).unwrap_or_default();
     Ok(text)

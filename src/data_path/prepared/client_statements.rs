@@ -25,7 +25,8 @@ type Name = Box<[u8]>;
 /// Prepared statements of one client.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    named: HashMap<Name, Arc<Statement>>,
+    /// Clients choose the names: the hash has a random key.
+    named: HashMap<Name, Arc<Statement>, ahash::RandomState>,
     /// Memory of the named statements with their names in bytes; shared statements count fully.
     bytes: usize,
     /// Memory of the names in bytes.
@@ -333,7 +334,7 @@ impl ClientStatements {
 
     /// Handles DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
-        self.named = HashMap::new();
+        self.named = HashMap::default();
         (self.bytes, self.name_bytes) = (0, 0);
         self.count();
         if let Some(rare) = self.rare.as_mut() {
@@ -371,7 +372,7 @@ impl ClientStatements {
         }
         self.take_deferred(name);
         if self.named.is_empty() {
-            self.named = HashMap::new();
+            self.named = HashMap::default();
         }
         self.count();
         removed

@@ -406,7 +406,7 @@ fn may_advance(sql: &[u8]) -> bool {
     let text = text.strip_suffix(b";").unwrap_or(text);
     let by_name = |verb: &[u8]| text.get(..verb.len()).is_some_and(|first| first.eq_ignore_ascii_case(verb));
     let is_plain = (by_name(b"select") || by_name(b"update"))
-        && !text.iter().any(|byte| matches!(byte, b';' | b'v' | b'V'));
+        && !sql::any_place(text, |[byte, ..]| (byte == b';') | (byte | 0x20 == b'v'));
     !is_plain && has_advancing_word(text)
 }
 

@@ -9,6 +9,7 @@
 //!
 //! Source: PostgreSQL's `scan.l` and `gram.y`, versions 13 to 18.
 
+mod byte_blocks;
 mod ddl;
 mod definitions;
 mod dynamic_sql;
@@ -33,6 +34,7 @@ mod words;
 
 use std::{borrow::Cow, ops::Range};
 
+pub use self::byte_blocks::any_place;
 pub use self::effects::{Effects, SESSION_FUNCTIONS};
 pub use self::function_body::effects_of_body;
 pub use self::identifiers::{QualifiedName, QualifiedNames};

@@ -7,7 +7,14 @@
 
 use std::ops::Range;
 
-use super::{Effects, Lexing, statement_scan};
+use super::{
+    Effects, Lexing,
+    byte_blocks::{BLOCK_BYTES, any_place},
+    statement_scan,
+};
+
+/// Bytes that are looked at one by one before whole blocks are.
+const NEAR_BYTES: usize = 4;
 
 /// Returns the position of the query without surrounding blanks and semicolons; `None` if unsure.
 #[inline]
@@ -21,7 +28,7 @@ pub(super) fn query(sql: &[u8], lexing: Lexing) -> Option<Range<usize>> {
     // The last quoted name: `"name" (` is a call.
     let mut quoted = 0..0;
     loop {
-        at += text.get(at..)?.iter().position(|byte| NOTABLE[usize::from(*byte)]).unwrap_or(text.len() - at);
+        at = next_notable(text, at);
         let Some(&byte) = text.get(at) else { return Some(place) };
         let next = text.get(at + 1).copied().unwrap_or(0);
         let before = at.checked_sub(1).and_then(|before| text.get(before)).copied().unwrap_or(b' ');
@@ -65,25 +72,11 @@ fn starts_like_query(text: &[u8]) -> bool {
 
 /// Returns whether `temp` (SELECT INTO TEMP) or `pg_` (system schemas, views and functions) occurs anywhere,
 /// ignoring case.
-/// Has no early exit within a block, so that the compiler vectorises it.
 fn mentions_special_names(text: &[u8]) -> bool {
-    const BLOCK: usize = 64;
-    let is_special = |window: &[u8]| {
-        let (a, b, c, d) = (window[0] | 0x20, window[1] | 0x20, window[2], window[3] | 0x20);
+    any_place(text, |[a, b, c, d]| {
+        let (a, b, d) = (a | 0x20, b | 0x20, d | 0x20);
         (a == b't') & (b == b'e') & (c | 0x20 == b'm') & (d == b'p') | (a == b'p') & (b == b'g') & (c == b'_')
-    };
-    let mut rest = text;
-    while let Some(block) = rest.first_chunk::<{ BLOCK + 3 }>() {
-        let mut any = false;
-        for at in 0..BLOCK {
-            any |= is_special(&block[at..at + 4]);
-        }
-        if any {
-            return true;
-        }
-        rest = &rest[BLOCK..];
-    }
-    rest.windows(4).any(is_special)
+    })
 }
 
 /// Returns the index of the closing quote. A doubled quote counts as a closing and an opening one.
@@ -110,13 +103,34 @@ pub(super) fn is_word(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'$' | 128..)
 }
 
-/// Bytes to inspect. White space, letters, digits and most operators are skipped.
-const NOTABLE: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = matches!(byte as u8, b'\'' | b'"' | b'(' | b'$' | b'-' | b'/' | b';' | b'\\' | 0);
-        byte += 1;
+/// Returns the place of the next byte to inspect from `at` on; the end if there is none. White space, letters,
+/// digits and most operators are skipped.
+fn next_notable(text: &[u8], at: usize) -> usize {
+    let rest = text.get(at..).unwrap_or_default();
+    // Such bytes come in groups: the next ones are looked at one by one.
+    let near = rest.get(..NEAR_BYTES).unwrap_or(rest);
+    if let Some(found) = near.iter().position(|byte| is_notable(*byte)) {
+        return at + found;
     }
-    table
-};
+    let mut passed = near.len();
+    while let Some(block) = rest.get(passed..).filter(|rest| !rest.is_empty()) {
+        let block = block.get(..BLOCK_BYTES).unwrap_or(block);
+        if any_place(block, |[byte, ..]| is_notable(byte)) {
+            return at + passed + block.iter().position(|byte| is_notable(*byte)).unwrap_or(block.len());
+        }
+        passed += block.len();
+    }
+    text.len()
+}
+
+fn is_notable(byte: u8) -> bool {
+    (byte == b'\'')
+        | (byte == b'"')
+        | (byte == b'(')
+        | (byte == b'$')
+        | (byte == b'-')
+        | (byte == b'/')
+        | (byte == b';')
+        | (byte == b'\\')
+        | (byte == 0)
+}
