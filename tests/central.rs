@@ -472,7 +472,7 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
     client.run(absurd).await;
     let (directory, _) = installation.directory(&installation.config(""));
     let read = directory.tenant("acme").await.unwrap().unwrap();
-    assert_eq!((read.pool_size, read.max_clients), (Some(262_143), Some(1_000_000)));
+    assert_eq!((read.pool_size, read.max_clients, read.weight), (Some(262_143), Some(1_000_000), 1));
     assert_eq!(
         init(&installation.config("")).await.unwrap().migrations_applied,
         ["names_and_limits", "given_roles", "fleet"]
