@@ -79,9 +79,11 @@ async fn a_tenants_life_over_http() {
     let api = proxy.api("admin");
     let mut client = proxy.client("acme").connect().await;
 
-    let settings = json!({ "pool_size": 3, "statement_timeout": "30s", "allow_from": ["127.0.0.0/8"] });
+    let networks = ["127.0.0.0/8"];
+    let settings = json!({ "pool_size": 3, "weight": 2, "statement_timeout": "30s", "allow_from": networks });
     let tenant = api.patch("/v1/tenants/acme", settings).await.with(200);
     assert_eq!((&tenant["pool_size"], &tenant["statement_timeout"]), (&json!(3), &json!("30s")));
+    assert_eq!(tenant["weight"], 2);
     let tenant = api.patch("/v1/tenants/acme", json!({ "pool_size": null })).await.with(200);
     assert_eq!(tenant["pool_size"], Value::Null);
 

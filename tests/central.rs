@@ -181,6 +181,19 @@ async fn a_lost_key_ring_is_not_replaced_by_one_that_opens_nothing() {
     assert!(!installation.folder.path().join("keyring.toml").exists());
 }
 
+/// As after a failover: the first server is gone, and the second takes no writes.
+#[tokio::test]
+async fn of_several_central_servers_the_one_that_takes_writes_is_used() {
+    let installation = Installation::initialised().await;
+    let replica = Cluster::build().setting("default_transaction_read_only", "on").start();
+    let all = format!("127.0.0.1:1,127.0.0.1:{},127.0.0.1:", replica.port());
+    let url = installation.cluster.url("central").replace("127.0.0.1:", &all);
+    let url = format!("{url}?target_session_attrs=read-write");
+    let central = Central::open(&installation.config_with_url("", &url)).unwrap();
+    let row = central.client().await.unwrap().query_one("SELECT pg_catalog.inet_server_port()", &[]).await;
+    assert_eq!(row.unwrap().get::<_, i32>(0), i32::from(installation.cluster.port()));
+}
+
 #[tokio::test]
 async fn the_central_database_may_be_reached_over_tls_with_every_mode_and_a_socket() {
     let installation = Installation::on(Cluster::build().tls().start());
@@ -472,7 +485,7 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
     client.run(absurd).await;
     let (directory, _) = installation.directory(&installation.config(""));
     let read = directory.tenant("acme").await.unwrap().unwrap();
-    assert_eq!((read.pool_size, read.max_clients), (Some(262_143), Some(1_000_000)));
+    assert_eq!((read.pool_size, read.max_clients, read.weight), (Some(262_143), Some(1_000_000), 1));
     assert_eq!(
         init(&installation.config("")).await.unwrap().migrations_applied,
         ["names_and_limits", "given_roles", "fleet"]

@@ -14,9 +14,10 @@ async fn a_tenants_life_in_sql() {
     let mut alice = proxy.caller("alice", "it's secret", "acme").connect().await;
     alice.run("CREATE TABLE t (x int); INSERT INTO t VALUES (7)").await;
 
-    console.run("ALTER TENANT acme SET pool_size = 3, statement_timeout = '30s'").await;
+    console.run("ALTER TENANT acme SET pool_size = 3, weight = 2, statement_timeout = '30s'").await;
     let tenants = show(&console, "TENANTS").await;
     assert_eq!((tenants[0]["pool_size"].as_str(), tenants[0]["statement_timeout"].as_str()), ("3", "30s"));
+    assert_eq!(tenants[0]["weight"], "2");
     console.run("ROTATE TENANT acme").await;
     assert_eq!(alice.ask("SELECT x FROM t").await, "7");
     console.run("SUSPEND TENANT acme REASON 'unpaid'").await;
@@ -116,6 +117,22 @@ async fn who_may_only_show_gives_no_orders_and_who_is_dismissed_is_gone() {
     console.run("ALTER LOGIN auditor PASSWORD 'other'").await;
     assert!(auditor.try_run("SHOW TENANTS").await.is_err());
     auditor.closed().await;
+}
+
+/// The version before made a schema without weights. A node of this version serves on it until `pglobby init` runs.
+#[tokio::test]
+async fn a_schema_without_weights_serves_and_says_what_is_missing() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let central = proxy.cluster.client("central").await;
+    central.run("ALTER TABLE pglobby.tenants DROP COLUMN weight").await;
+    let client = proxy.client("acme").connect().await;
+    assert_eq!(client.ask("SELECT current_database()").await, "acme");
+    let console = proxy.console().await;
+    assert_eq!(show(&console, "TENANTS").await[0]["weight"], "1");
+    let refused = console.try_run("ALTER TENANT acme SET weight = 3").await.unwrap_err();
+    let refused = refused.as_db_error().unwrap();
+    assert_eq!(refused.code().code(), "55000");
+    assert!(refused.message().contains("run `pglobby init`"), "{refused}");
 }
 
 /// What the command line prints as JSON is a row here, and a driver that asks for the columns beforehand is told them.

@@ -44,7 +44,7 @@ async fn a_tenant_is_read_whole_with_its_credentials_opened() {
     let sealed = keyring.seal(&place, &SecretString::from("reader's")).unwrap();
     let client = installation.central().await;
     let update = "UPDATE pglobby.tenants SET ro_username = 'acme_ro', sealed_ro_password = $1, pool_mode = 'session',
-        pool_size = 7, statement_timeout = '1 min 500 ms', allow_from = '{10.0.0.0/8, ::1/128}', max_clients = 9";
+        pool_size = 7, statement_timeout = '1 min 500 ms', allow_from = '{10.0.0.0/8, ::1/128}', max_clients = 9, weight = 3";
     client.execute(update, &[&sealed]).await.unwrap();
     client
         .run("UPDATE pglobby.hosts SET max_connections = 50, tls_mode = 'verify-ca', tls_root_ca = '/ca.pem'")
@@ -59,8 +59,8 @@ async fn a_tenant_is_read_whole_with_its_credentials_opened() {
     let read_only = tenant.read_only.as_ref().unwrap();
     assert_eq!((read_only.username.as_str(), read_only.password.expose_secret()), ("acme_ro", "reader's"));
     assert_eq!(
-        (tenant.pool_mode, tenant.pool_size, tenant.max_clients),
-        (Some(PoolMode::Session), Some(7), Some(9))
+        (tenant.pool_mode, tenant.pool_size, tenant.max_clients, tenant.weight),
+        (Some(PoolMode::Session), Some(7), Some(9), 3)
     );
     assert_eq!(tenant.statement_timeout, Some(Duration::from_millis(60_500)));
     assert_eq!(tenant.allow_from, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);

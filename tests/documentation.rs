@@ -18,10 +18,10 @@ fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Paths and texts of README.md, CHANGELOG.md and the documents in docs/ and docker/.
+/// Paths and texts of README.md, CHANGELOG.md and the documents in docs/, docker/ and deploy/kubernetes/.
 fn documents() -> Vec<(PathBuf, String)> {
     let mut paths = vec![root().join("README.md"), root().join("CHANGELOG.md")];
-    for folder in ["docs", "docker"] {
+    for folder in ["docs", "docker", "deploy/kubernetes"] {
         let entries = std::fs::read_dir(root().join(folder)).unwrap();
         paths.extend(entries.map(|entry| entry.unwrap().path()));
     }

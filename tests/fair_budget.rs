@@ -93,6 +93,30 @@ async fn a_quiet_tenant_is_served_beside_tenants_that_want_all_there_is() {
     load.end().await;
 }
 
+/// A weight takes effect on pools that are open, without closing what is not another tenant's part.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants_that_want_all_have_parts_by_their_weights() {
+    let tenants = ["amber", "birch"];
+    let (proxy, central) = with_budget(&tenants, 8, 8).await;
+    let keeper = proxy.client("amber").connect().await;
+    let server = keeper.ask("BEGIN; SELECT pg_backend_pid()").await;
+    let mut loads = Vec::new();
+    for tenant in tenants {
+        loads.push(Load::begin(&proxy, tenant, 12).await);
+    }
+    in_time("equal parts", async { while servers(&central, &tenants).await != [4, 4] {} }).await;
+    for (tenant, weight, parts) in [("amber", 3, [6, 2]), ("birch", 9, [2, 6]), ("birch", 3, [4, 4])] {
+        proxy.command(&["tenant", "set", tenant, &format!("weight={weight}")]);
+        in_time("parts by weight", async { while servers(&central, &tenants).await != parts {} }).await;
+    }
+    let pid = keeper.ask("SELECT pg_backend_pid()").await;
+    assert_eq!(pid, server);
+    keeper.run("COMMIT").await;
+    for load in loads {
+        assert!(load.end().await.iter().all(|queries| *queries > 0));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_tenants_than_servers_take_turns() {
     let tenants = ["amber", "birch", "cedar", "dahlia", "elder", "fir"];

@@ -92,22 +92,25 @@ async fn a_tenants_life_by_commands() {
     assert!(refusal(&installation, &["tenant", "create", "acme"]).contains("exists already"));
     assert!(refusal(&installation, &["tenant", "show", "acne"]).contains("did you mean \"acme\"?"));
 
-    let settings = ["pool_mode=session", "pool_size=7", "statement_timeout=90s", "allow_from=10.0.0.0/8,::1"];
-    let set = json_of(&installation, &[&["tenant", "set", "acme"], &settings[..]].concat());
+    let settings = "pool_mode=session pool_size=7 weight=3 statement_timeout=90s allow_from=10.0.0.0/8,::1";
+    let arguments: Vec<_> = ["tenant", "set", "acme"].into_iter().chain(settings.split(' ')).collect();
+    let set = json_of(&installation, &arguments);
     assert_eq!(set["pool_mode"], "session");
-    assert_eq!(set["pool_size"], 7);
+    assert_eq!((&set["pool_size"], &set["weight"]), (&json!(7), &json!(3)));
     assert_eq!(set["statement_timeout"], "90s");
     assert_eq!(set["allow_from"], json!(["10.0.0.0/8", "::1/128"]));
-    let cleared =
-        json_of(&installation, &["tenant", "set", "acme", "pool_size=", "allow_from=", "statement_timeout="]);
+    let nothing = ["tenant", "set", "acme", "pool_size=", "allow_from=", "statement_timeout=", "weight="];
+    let cleared = json_of(&installation, &nothing);
     assert_eq!(
-        (&cleared["pool_size"], &cleared["allow_from"], &cleared["statement_timeout"]),
-        (&Value::Null, &json!([]), &Value::Null)
+        (&cleared["pool_size"], &cleared["allow_from"], &cleared["statement_timeout"], &cleared["weight"]),
+        (&Value::Null, &json!([]), &Value::Null, &json!(1))
     );
     for (wrong, says) in [
         ("pool_sise=3", "did you mean \"pool_size\"?"),
         ("pool_size=many", "whole number"),
         ("pool_size=0", "from 1 to 262143"),
+        ("weight=0", "from 1 to 1000"),
+        ("weight=1001", "from 1 to 1000"),
         ("pool_mode=statement", "transaction or session"),
         ("statement_timeout=30", "unit"),
         ("allow_from=10.1.2.3/8", "did you mean 10.0.0.0/8?"),

@@ -146,10 +146,11 @@ struct Named {
 
 /// Change settings of a tenant; `KEY=` returns to the default of the configuration
 #[derive(Debug, Args)]
-#[command(after_help = "Keys: pool_mode, pool_size, min_pool_size, max_clients, statement_timeout, \
-                  allow_from\n\nExample:\n  \
+#[command(after_help = "Keys: pool_mode, pool_size, min_pool_size, max_clients, weight, \
+                  statement_timeout, allow_from\n\nExample:\n  \
                   pglobby tenant set acme pool_size=40 statement_timeout=30s allow_from=10.0.0.0/8\n  \
-                  pglobby tenant set acme pool_mode=session")]
+                  pglobby tenant set acme pool_mode=session\n  \
+                  pglobby tenant set acme weight=3")]
 struct Set {
     /// Name of the tenant
     name: String,

@@ -22,6 +22,9 @@ use crate::config::{
 /// `sun_path` has 108 bytes, one for the NUL.
 const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// As long as a host's name can be (RFC 1035).
+const NODE_WORD_BYTES_MAX: usize = 255;
+
 /// Reads the whole configuration.
 pub fn read(text: &str, path: Option<&Path>, environment: Environment<'_>) -> Result<Config, Vec<String>> {
     let mut written = Written::parse(text, path.and_then(Path::parent), environment);
@@ -50,6 +53,8 @@ fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment
         listen: listen.unwrap_or(listen_default),
         unix_socket_dir: w.path("unix_socket_dir"),
         listen_port,
+        node_name: w.text("node_name", node_word),
+        node_address: w.text("node_address", node_word),
         worker_threads,
         tenant_host_suffixes: suffixes
             .iter()
@@ -140,6 +145,13 @@ fn server_tls(w: &mut Written<'_>) -> ServerTls {
         cert_file: w.path("server_tls_cert_file"),
         key_file: w.path("server_tls_key_file"),
     }
+}
+
+/// A column of tables that people read.
+fn node_word(text: &str) -> Result<String, String> {
+    let is_readable = text.len() <= NODE_WORD_BYTES_MAX && !text.chars().any(char::is_control);
+    let problem = || format!("must have at most {NODE_WORD_BYTES_MAX} bytes, and no control characters");
+    is_readable.then(|| text.to_owned()).ok_or_else(problem)
 }
 
 fn http_listen(w: &mut Written<'_>) -> Option<SocketAddr> {

@@ -36,6 +36,10 @@ pub struct Config {
     pub unix_socket_dir: Option<PathBuf>,
     /// Port in the Unix socket's name.
     pub listen_port: u16,
+    /// `node_name`; `None`: the machine's name, with the port where it is not 6432.
+    pub node_name: Option<String>,
+    /// `node_address`: what other nodes show; `None`: where clients connect.
+    pub node_address: Option<String>,
     /// `worker_threads`, each a `current_thread` runtime; default 0, which means half as many as the machine
     /// has cores.
     pub worker_threads: usize,

@@ -6,6 +6,7 @@ pub mod check;
 pub mod console;
 pub mod directory;
 pub mod doctor;
+pub mod fleet;
 pub mod http;
 pub mod init;
 pub mod migrations;

@@ -24,6 +24,7 @@ use crate::{
         },
         console::{self, ConsoleContext, Request, StatsWindow},
         directory::CentralDirectory,
+        fleet::{identity::Identity, membership, registration::Registration},
         http, migrations,
         onboarding::{abandoned, adopt::complete_grants, repair::mending},
         secrets::keyring_reload::ReloadableKeyring,
@@ -63,6 +64,8 @@ pub struct Node {
     pub proxy: Arc<Proxy>,
     keyring: Arc<ReloadableKeyring>,
     dial: Arc<ArcSwap<DialOptions>>,
+    central: Central,
+    registration: Arc<Registration>,
     listeners: Listeners,
     http: Option<SocketAddr>,
     requests: tokio::sync::Mutex<mpsc::Receiver<Request>>,
@@ -99,6 +102,8 @@ impl Node {
 
         let directory = CentralDirectory::new(central.clone(), keyring.clone(), &config);
         directory.load_mock_salt().await.map_err(refused)?;
+        let identity = Identity::new(&config, &listeners.addresses());
+        let registration = Arc::new(Registration::new(identity, keyring.clone()));
         let cancels_max = config.limits.cancels_max;
         let config = Arc::new(ArcSwap::from_pointee(config));
         let barrier = Arc::new(ChangeBarrier::default());
@@ -130,7 +135,8 @@ impl Node {
             metrics,
         });
         let mut tasks = vec![
-            tokio::spawn(follow(central, proxy.clone(), directory.clone(), barrier)),
+            tokio::spawn(follow(central.clone(), proxy.clone(), directory.clone(), barrier)),
+            tokio::spawn(membership::keep(central.clone(), registration.clone())),
             tokio::spawn(maintain(proxy.clone(), window)),
             tokio::spawn(timeouts::watch(proxy.sessions.clone(), proxy.config.clone(), threads)),
             tokio::spawn(abandoned::watch(context.clone(), proxy.metrics.clone())),
@@ -148,6 +154,8 @@ impl Node {
             proxy,
             keyring,
             dial,
+            central,
+            registration,
             listeners,
             http: http_address,
             requests: tokio::sync::Mutex::new(received),
@@ -192,19 +200,25 @@ impl Node {
         Ok(())
     }
 
+    fn stop_tasks(&self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+
     /// Stops accepting clients and ends every session; at once when `impatience` resolves.
     pub async fn end(mut self, ending: Ending, impatience: impl Future<Output = ()>) {
         self.accepting = None;
         self.listeners.close();
         end_sessions(&self.proxy, ending, impatience).await;
+        self.stop_tasks();
+        self.registration.remove(&self.central).await;
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.stop_tasks();
     }
 }
 

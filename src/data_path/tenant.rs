@@ -38,6 +38,8 @@ pub struct Tenant {
     pub pool_size: Option<u32>,
     /// Server connections kept open. `None`: `min_pool_size`.
     pub min_pool_size: Option<u32>,
+    /// Its part of its host's budget, relative to the other tenants there. At least 1.
+    pub weight: u32,
     /// Sessions at most. `None`: `max_db_client_connections`.
     pub max_clients: Option<u32>,
     /// Set on every server connection of this tenant, if any.
@@ -249,6 +251,7 @@ impl Tenant {
             pool_mode: None,
             pool_size: None,
             min_pool_size: None,
+            weight: 1,
             max_clients: None,
             statement_timeout: None,
             allow_from: Vec::new(),

@@ -236,11 +236,7 @@ impl Proxy {
 
     /// Waits until the proxy has logged `text`.
     pub async fn logged(&self, text: &str) {
-        let begun = Instant::now();
-        while !self.log().contains(text) {
-            assert!(begun.elapsed() < PATIENCE, "never logged: {text}\n{}", self.log());
-            tokio::time::sleep(LOOK_AGAIN).await; // A file does not wake its reader.
-        }
+        wait_for_log(self.folder.path(), text).await;
     }
 }
 
@@ -446,7 +442,7 @@ fn create_login(
 }
 
 /// Starts `pglobby serve` and waits for the word it has for service managers: READY=1 on NOTIFY_SOCKET.
-async fn spawn_ready(folder: &Path, environment: &[(String, String)]) -> Child {
+pub(super) async fn spawn_ready(folder: &Path, environment: &[(String, String)]) -> Child {
     let socket = folder.join("notify");
     let _ = fs::remove_file(&socket);
     let notifications = UnixDatagram::bind(&socket).unwrap();
@@ -489,5 +485,15 @@ async fn http_get(port: u16, path: &str) -> std::io::Result<(u16, String)> {
     Ok((status, body.to_owned()))
 }
 
-const LOG: &str = "pglobby.log";
+/// Waits until the proxy whose files are in `folder` has logged `text`.
+pub(super) async fn wait_for_log(folder: &Path, text: &str) {
+    let log = || fs::read_to_string(folder.join(LOG)).unwrap();
+    let begun = Instant::now();
+    while !log().contains(text) {
+        assert!(begun.elapsed() < PATIENCE, "never logged: {text}\n{}", log());
+        tokio::time::sleep(LOOK_AGAIN).await; // A file does not wake its reader.
+    }
+}
+
+pub(super) const LOG: &str = "pglobby.log";
 const LOOK_AGAIN: Duration = Duration::from_millis(20);

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::json;
 use time::OffsetDateTime;
-use tokio_postgres::{Client, GenericClient, Row, types::ToSql};
+use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 
 use super::{
     actor::{Actor, AdminError, server_words},
@@ -44,6 +44,8 @@ described! {
         pub min_pool_size: Option<i32>,
         /// Maximum of sessions.
         pub max_clients: Option<i32>,
+        /// Part of its host's budget, relative to the other tenants there.
+        pub weight: i32,
         /// As `30s`; `null`: none.
         pub statement_timeout: Option<String>,
         /// Networks that may enter; empty: all.
@@ -67,13 +69,16 @@ described! {
 pub const SERVERS_MAX: u32 = 262_143;
 /// More sessions than a machine has file descriptors.
 pub const CLIENTS_MAX: u32 = 1_000_000;
+/// The schema's limit.
+pub const WEIGHT_MAX: u32 = 1000;
 
 /// Keys of `tenant set`.
-pub const SETTINGS: [&str; 6] =
-    ["pool_mode", "pool_size", "min_pool_size", "max_clients", "statement_timeout", "allow_from"];
+pub const SETTINGS: [&str; 7] =
+    ["pool_mode", "pool_size", "min_pool_size", "max_clients", "weight", "statement_timeout", "allow_from"];
 
+/// The schema of the version before has no column `weight`.
 const SUMMARY: &str = "SELECT name, status, status_reason, host, database, username, ro_username, pool_mode,
-    pool_size, min_pool_size, max_clients,
+    pool_size, min_pool_size, max_clients, coalesce((to_jsonb(t) ->> 'weight')::integer, 1) AS weight,
     (extract(epoch FROM statement_timeout) * 1000)::bigint AS statement_timeout_ms,
     allow_from::text[] AS allow_from, adopted, grants_pending,
     (SELECT count(*) FROM pglobby.logins l WHERE l.tenant_id = t.id) AS logins, created_at, updated_at
@@ -100,7 +105,7 @@ fn summary(row: &Row) -> TenantSummary {
     let timeout: Option<i64> = row.get("statement_timeout_ms");
     from_row!(row => TenantSummary {
         name, status, status_reason, host, database, username, ro_username, pool_mode, pool_size,
-        min_pool_size, max_clients, allow_from, adopted, grants_pending, logins, created_at, updated_at;
+        min_pool_size, max_clients, weight, allow_from, adopted, grants_pending, logins, created_at, updated_at;
         statement_timeout: timeout.map(in_words)
     })
 }
@@ -145,6 +150,9 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
             Some(code) if code.code().starts_with("22") || code.code().starts_with("23") => {
                 AdminError::Invalid(format!("{key}={value:?} cannot be: {}", server_words(&error)))
             }
+            Some(code) if *code == SqlState::UNDEFINED_COLUMN => AdminError::Refused(format!(
+                "the central schema has no {key} yet; run `pglobby init` of this version"
+            )),
             _ => error.into(),
         })
     };
@@ -159,16 +167,11 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
         "pool_size" | "min_pool_size" | "max_clients" => {
             let least = if key == "min_pool_size" { 0 } else { 1 };
             let most = if key == "max_clients" { CLIENTS_MAX } else { SERVERS_MAX };
-            let number: Option<i32> = match given.map(str::parse::<i32>) {
-                None => None,
-                Some(Ok(number)) if number >= least && number.unsigned_abs() <= most => Some(number),
-                Some(_) => {
-                    return Err(AdminError::Invalid(format!(
-                        "{key} is a whole number from {least} to {most}, not {value:?}; `{key}=` takes the default"
-                    )));
-                }
-            };
-            run(&format!("{key} = $2"), &number).await
+            run(&format!("{key} = $2"), &whole_number(key, given, least, most)?).await
+        }
+        "weight" => {
+            let weight = whole_number(key, given, 1, WEIGHT_MAX)?.unwrap_or(1);
+            run("weight = $2", &weight).await
         }
         "statement_timeout" => {
             let millis = given.map(parse_timeout).transpose()?;
@@ -179,6 +182,17 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
             run("allow_from = $2::text[]::cidr[]", &networks).await
         }
         _ => Err(unknown_setting(key, &SETTINGS)),
+    }
+}
+
+/// `None` takes the default.
+fn whole_number(key: &str, given: Option<&str>, least: i32, most: u32) -> Result<Option<i32>, AdminError> {
+    let Some(text) = given else { return Ok(None) };
+    match text.parse::<i32>() {
+        Ok(number) if number >= least && number.unsigned_abs() <= most => Ok(Some(number)),
+        _ => Err(AdminError::Invalid(format!(
+            "{key} is a whole number from {least} to {most}, not {text:?}; `{key}=` takes the default"
+        ))),
     }
 }
 

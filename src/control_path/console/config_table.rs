@@ -48,6 +48,8 @@ fn places(config: &Config) -> Vec<Setting> {
         ("listen_addr", listen.join(","), AT_START),
         ("listen_port", config.listen_port.to_string(), AT_START),
         ("unix_socket_dir", path(&config.unix_socket_dir), AT_START),
+        ("node_name", config.node_name.clone().unwrap_or_default(), AT_START),
+        ("node_address", config.node_address.clone().unwrap_or_default(), AT_START),
         ("worker_threads", config.worker_threads.to_string(), AT_START),
         ("tenant_host_suffixes", config.tenant_host_suffixes.join(","), CHANGEABLE),
         ("maintenance_databases", config.maintenance_databases.join(","), CHANGEABLE),

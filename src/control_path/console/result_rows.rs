@@ -13,7 +13,7 @@ use crate::control_path::{
 };
 
 const TENANT: &str = "name status status_reason host database username pool_mode pool_size
-    min_pool_size max_clients statement_timeout allow_from";
+    min_pool_size max_clients weight statement_timeout allow_from";
 const LOGIN: &str = "name tenant kind access all_tenants tenants valid_until disabled_at allow_from
     may_add_logins";
 

@@ -131,7 +131,8 @@ pub async fn users(actor: &Actor, sessions: &Sessions) -> Result<Table, ConsoleE
 /// SHOW TENANTS, tombstones included.
 pub async fn tenants(actor: &Actor) -> Result<Table, ConsoleError> {
     const COLUMNS: &str = "name status status_reason host database username ro_username pool_mode
-        pool_size min_pool_size max_clients statement_timeout allow_from adopted logins created_at updated_at";
+        pool_size min_pool_size max_clients weight statement_timeout allow_from adopted logins created_at
+        updated_at";
     Ok(Table::of(COLUMNS, &tenants::list(actor, true).await?))
 }
 

@@ -11,7 +11,7 @@ use tokio_postgres::{Row, types::FromSql};
 
 use crate::{
     control_path::{
-        admin::tenants::{CLIENTS_MAX, SERVERS_MAX},
+        admin::tenants::{CLIENTS_MAX, SERVERS_MAX, WEIGHT_MAX},
         central::causes,
         secrets::{keyring_reload::ReloadableKeyring, seal::SecretLocation},
     },
@@ -20,12 +20,13 @@ use crate::{
     },
 };
 
-/// A macro, because `concat!` takes literals only.
+/// A macro, because `concat!` takes literals only. The schema of the version before has no column `weight`.
 macro_rules! tenant_query {
     ($ending:literal) => {
         concat!(
             "SELECT t.id, t.name, t.database, t.username, t.sealed_password, t.ro_username, t.sealed_ro_password,
                 t.status, t.status_reason, t.drain, t.pool_mode, t.pool_size, t.min_pool_size, t.max_clients,
+                (pg_catalog.to_jsonb(t) ->> 'weight')::integer AS weight,
                 (pg_catalog.date_part('epoch', t.statement_timeout) * 1000)::bigint AS statement_timeout_ms,
                 t.allow_from::text[] AS allow_from, t.grants_pending, t.generation,
                 h.name AS host, h.address, h.port, h.tls_mode, h.tls_root_ca, h.max_connections
@@ -86,6 +87,7 @@ pub fn tenant(row: &Row, keyring: &ReloadableKeyring) -> Result<Tenant, String> 
         pool_mode: get::<Option<&str>>(row, "pool_mode")?.map(str::parse).transpose()?,
         pool_size: count(row, "pool_size", SERVERS_MAX)?,
         min_pool_size: count(row, "min_pool_size", SERVERS_MAX)?,
+        weight: count(row, "weight", WEIGHT_MAX)?.unwrap_or(1).max(1),
         max_clients: count(row, "max_clients", CLIENTS_MAX)?,
         statement_timeout: get::<Option<i64>>(row, "statement_timeout_ms")?
             .and_then(|millis| u64::try_from(millis).ok())

@@ -10,6 +10,8 @@ CREATE TABLE pglobby.nodes (
     id                     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name                   text NOT NULL CHECK (name <> ''),
     address                text NOT NULL,
+    -- Machine, PID namespace, PID and start time. A node that starts on the same machine removes rows of processes that have ended.
+    process                text NOT NULL DEFAULT '',
     version                text NOT NULL,
     schema_version         integer NOT NULL,
     -- Names of the keys in its key ring, the one that seals first. Not the keys.

@@ -1,7 +1,7 @@
 //! The key ring: named keys of 32 bytes. One key seals, all keys open (`seal.rs`).
 //!
-//! The ring is a TOML file that only its owner may read, or the same text in the environment variable
-//! `PGLOBBY_KEYS`:
+//! The ring is a TOML file that only its owner may read (or root's, which a group may read), or the same text in the
+//! environment variable `PGLOBBY_KEYS`:
 //!
 //! ```toml
 //! writing = "k20260131-x7q2"
@@ -15,7 +15,7 @@ use std::{
     fmt::Write as _,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -189,7 +189,7 @@ impl Keyring {
         // Checks the open file, not the path, so that the checked file is the one read.
         let metadata = file.metadata().map_err(io)?;
         let mode = metadata.permissions().mode() & 0o7777;
-        if mode & 0o077 != 0 {
+        if is_too_open(mode, metadata.uid(), rustix::process::geteuid().as_raw()) {
             return Err(KeyringError::TooOpen { path: path.to_owned(), mode });
         }
         let size = usize::try_from(metadata.len().min(FILE_BYTES_MAX)).unwrap_or(0);
@@ -248,6 +248,13 @@ struct WrittenRing {
 pub(in crate::control_path) fn is_key_id(id: &str) -> bool {
     (1..=KEY_ID_BYTES_MAX).contains(&id.len())
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+/// PostgreSQL's rule for private keys. A file of root, as Kubernetes mounts a secret, may be readable by a group:
+/// else only root could read it.
+fn is_too_open(mode: u32, owner: u32, own_user: u32) -> bool {
+    let refused = if owner == 0 && own_user != 0 { 0o037 } else { 0o077 };
+    mode & refused != 0
 }
 
 /// Flushes the folder, so that the new name survives a crash.
@@ -311,6 +318,23 @@ mod tests {
         assert!(error.contains("has mode 0640; run: chmod 600"), "{error}");
         let missing = Keyring::read_file(&folder.path().join("none")).unwrap_err();
         assert!(matches!(missing, KeyringError::Missing { .. }), "{missing}");
+    }
+
+    #[test]
+    fn a_ring_of_root_may_be_readable_by_a_group() {
+        const ROOT: u32 = 0;
+        const PGLOBBY: u32 = 6432;
+        for (mode, owner, user, refused) in [
+            (0o600, PGLOBBY, PGLOBBY, false),
+            (0o440, ROOT, PGLOBBY, false),
+            (0o640, ROOT, PGLOBBY, false),
+            (0o640, PGLOBBY, PGLOBBY, true),
+            (0o440, ROOT, ROOT, true),
+            (0o460, ROOT, PGLOBBY, true),
+            (0o444, ROOT, PGLOBBY, true),
+        ] {
+            assert_eq!(is_too_open(mode, owner, user), refused, "{mode:04o} of {owner} for {user}");
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ mod wait_queue;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -153,6 +153,9 @@ pub struct Pool {
     pub tenant_access: Arc<TenantAccess>,
     /// A change of these makes a new pool.
     pub rules: PoolRules,
+    /// The tenant's part of the host's budget. It changes without another pool: a new one would close idle servers
+    /// while the budget is scarce.
+    weight: AtomicU32,
     /// The worker whose reactor has all its servers.
     pub worker: Arc<Worker>,
     /// What functions of the tenant's database do to a session. Shared by the tenant's pools.
@@ -301,8 +304,16 @@ impl Pool {
             pool: std::ptr::from_ref(self).addr(),
             tenant: self.tenant.id,
             access: self.access,
-            weight: 1,
+            weight: self.weight.load(Ordering::Relaxed),
             floor: self.rules.min_size,
+        }
+    }
+
+    /// The tenant's part of the host's budget has changed.
+    pub(super) fn set_weight(self: &Arc<Self>, weight: u32) {
+        // A pool that waits for a permit asks again, with its new weight.
+        if self.weight.swap(weight, Ordering::Relaxed) != weight && self.waiting() > 0 {
+            self.open_wanted_soon();
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize},
     },
     time::Duration,
 };
@@ -184,6 +184,7 @@ impl TenantPools {
         };
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
+            weight: AtomicU32::new(tenant.weight),
             statements,
             memory: self.memory_of(&tenant),
             server_list: Arc::default(),
@@ -277,6 +278,8 @@ impl TenantPools {
             {
                 self.replace(&old, tenant.clone()).await;
                 info!(tenant = tenant.name, "pool replaced: tenant or configuration changed");
+            } else {
+                old.set_weight(tenant.weight);
             }
         }
         self.budget_of(&tenant.host);

@@ -38,10 +38,11 @@ struct Shape {
 }
 
 impl Shape {
-    fn tenant(self, generation: i64) -> Arc<Tenant> {
+    fn tenant(self, generation: i64, weight: u32) -> Arc<Tenant> {
         let mut tenant = Tenant::for_tests(self.id, self.name);
         tenant.pool_size = Some(self.pool_size);
         tenant.pool_mode = Some(self.mode);
+        tenant.weight = weight;
         tenant.generation = generation;
         tenant.host = Arc::new(TenantHost {
             name: "default".to_owned(),
@@ -117,7 +118,7 @@ impl World {
         let names = [(1, "acme"), (2, "blue"), (3, "coral")];
         let tenants = names.into_iter().zip(plan.pools).map(|((id, name), (pool_size, mode))| {
             let shape = Shape { id, name, pool_size, mode, budget: plan.budget };
-            (shape, Mutex::new(shape.tenant(1)))
+            (shape, Mutex::new(shape.tenant(1, 1)))
         });
         let kind =
             LoginKind::Employee { tenant_id: 1, tenant_name: "acme".to_owned(), access: Access::ReadWrite };
@@ -169,12 +170,14 @@ impl World {
         locked(&self.tenants[index % self.tenants.len()].1).clone()
     }
 
-    /// A tenant's row changes: its pool is replaced, and its sessions go on with the new one.
+    /// A tenant's row changes: its pool is replaced, and its sessions go on with the new one. Each third time only its
+    /// weight changes, and the pool stays.
     pub async fn change_tenant(&self, index: usize) {
         let (shape, tenant) = &self.tenants[index % self.tenants.len()];
         let changed = {
             let mut tenant = locked(tenant);
-            *tenant = shape.tenant(tenant.generation + 1);
+            let weight = tenant.weight % 3 + 1;
+            *tenant = shape.tenant(tenant.generation + i64::from(weight != 2), weight);
             tenant.clone()
         };
         self.proxy.pools.refresh(&changed).await;

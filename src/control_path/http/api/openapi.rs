@@ -169,7 +169,7 @@ const BODIES: &str = "
     NewTenantBody name host:string? database:string? template:string? schema:string[]? adopt:boolean?
         owner:string? ownership:string? username:string? password:secret?;
     TenantSettings pool_mode:string? pool_size:integer? min_pool_size:integer? max_clients:integer?
-        statement_timeout:string? allow_from:string[]?;
+        weight:integer? statement_timeout:string? allow_from:string[]?;
     SuspendBody reason:string? after_transaction:boolean?;
     RenameBody to;
     MoveBody host patience:string? keep_source:boolean?;

@@ -1,0 +1,103 @@
+//! Another node: a process of its own that serves the tenants of a [`Proxy`]'s central database.
+
+use std::{
+    fs,
+    process::{Child, ExitStatus},
+};
+
+use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
+use tokio_postgres::Config;
+
+use super::{
+    client::in_time,
+    ports::ReservedPort,
+    proxy::{Caller, LOG, Proxy, login_of, password_of, spawn_ready, wait_for_log},
+};
+
+/// A node that serves. It ends with the test, and before the proxy that it is beside.
+pub struct Node {
+    /// `None` after it was stopped.
+    process: Option<Child>,
+    folder: TempDir,
+    port: ReservedPort,
+    http: ReservedPort,
+}
+
+impl Node {
+    /// The configuration of `proxy`, with other ports and with these keys of proxy.toml (dotted for a key in a section).
+    pub async fn beside(proxy: &Proxy, keys: &[(&str, &str)]) -> Self {
+        let (port, http) = (ReservedPort::take(), ReservedPort::take());
+        let folder = tempfile::Builder::new().prefix("pgl").tempdir_in("/tmp").unwrap();
+        let (listen_port, listen) = (port.number.to_string(), format!("\"127.0.0.1:{}\"", http.number));
+        let own = [("listen_port", listen_port.as_str()), ("http.listen", listen.as_str())];
+        let all: Vec<_> = own.iter().chain(keys).collect();
+        let text = fs::read_to_string(proxy.config_file()).unwrap();
+        let is_kept = |line: &&str| !all.iter().any(|(key, _)| line.starts_with(&format!("{key} = ")));
+        let kept = text.lines().filter(is_kept).map(str::to_owned);
+        let lines: Vec<String> =
+            kept.chain(all.iter().map(|(key, value)| format!("{key} = {value}"))).collect();
+        fs::write(folder.path().join("proxy.toml"), lines.join("\n") + "\n").unwrap();
+        let process = spawn_ready(folder.path(), &[]).await;
+        Self { process: Some(process), folder, port, http }
+    }
+
+    /// A client of `tenant` that has not connected yet.
+    pub fn client(&self, tenant: &str) -> Caller {
+        let mut config = Config::new();
+        config.host("127.0.0.1").port(self.port.number).dbname(tenant);
+        config.user(login_of(tenant)).password(password_of(tenant));
+        Caller { config }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port.number
+    }
+
+    pub fn http_port(&self) -> u16 {
+        self.http.number
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.process.as_ref().expect("running").id();
+        rustix::process::kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
+    }
+
+    /// Sends `signal` and waits for the end.
+    pub async fn stop_with(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        let mut process = self.process.take().expect("running");
+        let waiting = tokio::task::spawn_blocking(move || process.wait());
+        in_time("the node's end", waiting).await.unwrap().unwrap()
+    }
+
+    pub fn kill_9(&mut self) {
+        let mut process = self.process.take().expect("running");
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// After an end: the same configuration, the same ports.
+    pub async fn start_again(&mut self) {
+        assert!(self.process.is_none(), "still running");
+        self.process = Some(spawn_ready(self.folder.path(), &[]).await);
+    }
+
+    /// Waits until the node has logged `text`.
+    pub async fn logged(&self, text: &str) {
+        wait_for_log(self.folder.path(), text).await;
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        if std::thread::panicking() {
+            let log = self.folder.path().join(LOG);
+            eprintln!("--- log of another node ---\n{}", super::client::tail_of(&log));
+        }
+    }
+}
