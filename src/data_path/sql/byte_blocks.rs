@@ -11,11 +11,12 @@ const AHEAD: usize = 3;
 #[inline(always)]
 pub fn any_place(text: &[u8], test: impl Fn([u8; 4]) -> bool) -> bool {
     let in_block = |block: &[u8; BLOCK_BYTES + AHEAD]| {
-        let mut any = false;
+        // A number, because the compiler would make branches of a `bool`.
+        let mut any = 0;
         for at in 0..BLOCK_BYTES {
-            any |= test([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+            any |= u8::from(test([block[at], block[at + 1], block[at + 2], block[at + 3]]));
         }
-        any
+        any != 0
     };
     let mut rest = text;
     while let Some(block) = rest.first_chunk() {
