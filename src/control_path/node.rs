@@ -54,6 +54,10 @@ const EVENTS_MAX: usize = 4096;
 /// Wait between attempts to reach the central database at the start.
 const START_PAUSE: Duration = Duration::from_millis(250);
 
+/// How long the end of the process waits for its servers to close, and how often it looks.
+const SERVERS_CLOSED_WITHIN: Duration = Duration::from_secs(1);
+const SERVERS_LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// Interval of the maintenance of pools.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -214,6 +218,15 @@ impl Node {
         Ok(())
     }
 
+    /// Other nodes may have this node's servers only when they have ended.
+    async fn servers_closed(&self) {
+        let begun = Instant::now();
+        let has_servers = || self.proxy.pools.budgets().iter().any(|(_, budget)| budget.live() > 0);
+        while has_servers() && begun.elapsed() < SERVERS_CLOSED_WITHIN {
+            tokio::time::sleep(SERVERS_LOOK_EVERY).await;
+        }
+    }
+
     fn stop_tasks(&self) {
         for task in &self.tasks {
             task.abort();
@@ -225,6 +238,7 @@ impl Node {
         self.accepting = None;
         self.listeners.close();
         end_sessions(&self.proxy, ending, impatience).await;
+        self.servers_closed().await;
         self.stop_tasks();
         self.registration.remove(&self.central).await;
     }

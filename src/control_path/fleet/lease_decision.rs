@@ -57,7 +57,8 @@ impl HostRows {
     pub fn decide(&self, own: i64, usage: &Usage, is_gone: impl Fn(i64) -> bool) -> Decision {
         let row = self.leases.iter().find(|row| row.node == own);
         let granted = row.map_or(0, |row| row.granted);
-        let others: u32 = self.leases.iter().filter(|row| row.node != own).map(|row| row.granted).sum();
+        let of_others = self.leases.iter().filter(|row| row.node != own).map(|row| row.granted);
+        let others = of_others.fold(0_u32, u32::saturating_add);
         let parts = self.parts(own, usage, is_gone);
         let others_lack = parts.iter().any(|part| part.row.node != own && part.is_lacking());
         let (part, least) = parts

@@ -67,6 +67,17 @@ pub struct Plan {
     pub tell: Vec<String>,
 }
 
+impl Plan {
+    /// `open` servers were counted on `host` after what the node may have there was lowered: none was opened beyond that since.
+    /// The row must cover those that were opened between the first count and then.
+    pub fn cover(&mut self, host: &str, open: u32) {
+        let granted = self.leases.iter().find(|held| held.host == host).map_or(0, |held| held.granted);
+        for change in self.changes.iter_mut().filter(|change| change.host == host) {
+            change.row.granted = change.row.granted.max(open.min(granted));
+        }
+    }
+}
+
 /// What a node knows of the leases.
 #[derive(Debug, Default)]
 pub struct LeaseKeeper {
@@ -175,5 +186,51 @@ impl LeaseKeeper {
             granted: change.row.granted,
         };
         made.map(held).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control_path::fleet::allocation::Demand;
+
+    fn row(node: i64, granted: u32, wanted: u32) -> LeaseRow {
+        LeaseRow { node, granted, demand: Demand { wanted, weight: 1 } }
+    }
+
+    fn read(keeper: &mut LeaseKeeper, version: i64, leases: &[LeaseRow], open: u32) -> Plan {
+        let rows = HostRows { limit: 6, version, leases: leases.to_vec() };
+        let snapshot =
+            Snapshot { beats: vec![(1, version), (2, version)], hosts: vec![("east".to_owned(), rows)] };
+        let usage = Usage { open, demand: Demand { wanted: 6, weight: 1 } };
+        keeper.read(1, (Duration::ZERO, Duration::ZERO), &snapshot, |_| usage)
+    }
+
+    /// A server that was opened while the node decided to hand it back was covered by no lease.
+    #[test]
+    fn what_was_opened_while_the_node_decided_stays_covered() {
+        let mut keeper = LeaseKeeper::default();
+        let mut plan = read(&mut keeper, 1, &[row(1, 6, 6), row(2, 0, 6)], 4);
+        assert_eq!((plan.leases[0].servers, plan.changes[0].row.granted), (Some(3), 4));
+        plan.cover("east", 5);
+        assert_eq!((plan.changes[0].row.granted, plan.changes[0].servers_then), (5, 3));
+        plan.cover("east", 9);
+        assert_eq!(plan.changes[0].row.granted, 6);
+    }
+
+    #[test]
+    fn a_change_without_an_answer_is_believed_only_as_far_as_it_does_no_harm() {
+        let mut keeper = LeaseKeeper::default();
+        let hands_back = read(&mut keeper, 7, &[row(1, 6, 6), row(2, 0, 6)], 0);
+        assert_eq!(hands_back.changes[0].row.granted, 3);
+        keeper.sending(&hands_back);
+        // The other node wants nothing any more, so all six could be kept, if the change did not come after all.
+        let doubts = read(&mut keeper, 7, &[row(1, 6, 6), row(2, 0, 0)], 0);
+        assert_eq!(doubts.leases[0].servers, Some(3));
+        keeper.sending(&doubts);
+        // A change that was not made says nothing of the earlier one.
+        assert!(keeper.made(&doubts.changes, &[]).is_empty());
+        assert_eq!(read(&mut keeper, 7, &[row(1, 6, 6), row(2, 2, 0)], 0).leases[0].servers, Some(3));
+        assert_eq!(read(&mut keeper, 8, &[row(1, 4, 6), row(2, 2, 0)], 0).leases[0].servers, Some(4));
     }
 }

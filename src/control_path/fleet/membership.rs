@@ -213,18 +213,19 @@ impl Membership {
         &mut self,
         client: &Client,
         own: i64,
-        plan: Plan,
+        mut plan: Plan,
         budgets: &BTreeMap<String, Arc<HostBudget>>,
         new_hosts: &[String],
     ) -> Result<Renewed, tokio_postgres::Error> {
         let until = (!plan.is_alone).then(|| self.renewed + VALID_FOR);
         let lease = |servers: u32| HostLease::Part { servers: servers as usize, until };
-        for held in &plan.leases {
+        for held in plan.leases.clone() {
             let Some(budget) = budgets.get(&held.host) else { continue };
             match held.servers {
                 Some(servers) => budget.set_lease(lease(servers), held.granted > servers),
                 None => budget.run_out_lease(),
             }
+            plan.cover(&held.host, number(budget.live()));
         }
         let mut again = !new_hosts.is_empty();
         let mut has_more = false;
@@ -262,7 +263,6 @@ impl Membership {
 
     fn usage(&mut self, host: &str, budget: &HostBudget, now: Instant) -> Usage {
         let usage = budget.usage();
-        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let peak = self.peaks.entry(host.to_owned()).or_default();
         let wanted = peak.with(number(usage.wanted), now - self.started);
         let weight = u32::try_from(usage.weight).unwrap_or(u32::MAX);
@@ -320,4 +320,8 @@ impl Membership {
             budget.set_lease_if_none(HostLease::Whole);
         }
     }
+}
+
+fn number(servers: usize) -> u32 {
+    u32::try_from(servers).unwrap_or(u32::MAX)
 }

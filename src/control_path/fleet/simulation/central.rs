@@ -49,7 +49,7 @@ pub enum Answer {
     Rows(Option<Snapshot>),
     /// The hosts where the changes were made.
     Made(Vec<String>),
-    Removed(Vec<String>),
+    Removed,
 }
 
 impl Central {
@@ -105,8 +105,8 @@ impl Central {
                         removed.push(name.clone());
                     }
                 }
-                told.extend(removed.iter().cloned());
-                Answer::Removed(removed)
+                told.extend(removed);
+                Answer::Removed
             }
         };
         (answer, told)

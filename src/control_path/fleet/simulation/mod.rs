@@ -12,6 +12,11 @@ mod node;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -23,11 +28,12 @@ use self::{
     node::{Life, Node},
 };
 use super::allocation::{Demand, allocate};
+use crate::data_path::lock::locked;
 
 const HOSTS: [&str; 2] = ["east", "west"];
 
 /// Seeds that the tests run.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 /// Faults happen for so long.
 const FAULTY: Duration = Duration::from_secs(90);
 /// Then, so long after the last fault, all must be well.
@@ -42,11 +48,28 @@ fn the_leases_of_a_fleet_stay_within_the_budget_whatever_happens() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let count = number("PGLOBBY_FLEET_SEEDS").unwrap_or(SEEDS);
     let first = number("PGLOBBY_FLEET_FIRST").unwrap_or(1);
-    for seed in first..first + count {
-        if let Err(violation) = World::new(seed).run() {
-            panic!("seed {seed}: {violation}\nrepeat with PGLOBBY_FLEET_FIRST={seed} PGLOBBY_FLEET_SEEDS=1");
+    let (next, violations) = (AtomicU64::new(first), Mutex::new(Vec::new()));
+    let run_some = || {
+        while locked(&violations).is_empty() {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                break;
+            }
+            if let Err(violation) = World::new(seed).run() {
+                locked(&violations).push(format!("seed {seed}: {violation}"));
+            }
         }
-    }
+    };
+    thread::scope(|threads| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            threads.spawn(run_some);
+        }
+    });
+    let violations = locked(&violations).join("\n\n");
+    assert!(
+        violations.is_empty(),
+        "{violations}\nrepeat with PGLOBBY_FLEET_SEEDS=1 PGLOBBY_FLEET_FIRST=SEED"
+    );
 }
 
 #[derive(Debug)]
@@ -145,9 +168,17 @@ impl World {
             self.now = self.now.max(at);
             let Some(event) = self.events.remove(&number) else { continue };
             self.step(event).map_err(|violation| format!("at {:?}: {violation}", self.now))?;
-            self.central.check().map_err(|violation| format!("at {:?}: {violation}", self.now))?;
+            self.check().map_err(|violation| format!("at {:?}: {violation}", self.now))?;
         }
         self.in_the_end()
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        self.central.check()?;
+        for node in self.nodes.iter_mut().filter(|node| node.is_alive()) {
+            node.check(self.now, &self.central)?;
+        }
+        Ok(())
     }
 
     fn step(&mut self, event: Event) -> Result<(), String> {
@@ -229,7 +260,7 @@ impl World {
         let request = self.nodes[node].request;
         self.after(ANSWER_WITHIN, Event::GiveUp { node, request });
         if !self.is_lost(node) {
-            let delay = self.delay();
+            let delay = self.delay(node);
             self.after(delay, Event::Arrives { node, request, statement });
         }
     }
@@ -239,7 +270,10 @@ impl World {
     }
 
     /// Sometimes longer than the node waits.
-    fn delay(&mut self) -> Duration {
+    fn delay(&mut self, node: usize) -> Duration {
+        if self.nodes[node].is_slow && self.random.random_bool(0.4) {
+            return self.ms(200, 4000);
+        }
         match self.random.random_range(0..100) {
             0 if !self.is_calm() => self.ms(1000, 4000),
             1..10 if !self.is_calm() => self.ms(20, 1000),
@@ -254,7 +288,7 @@ impl World {
         let (answer, told) = self.central.run(statement);
         self.tell(node, &told);
         if !self.is_lost(node) {
-            let delay = self.delay();
+            let delay = self.delay(node);
             self.after(delay, Event::Answers { node, request, answer });
         }
     }
@@ -265,7 +299,7 @@ impl World {
         }
         for node in (0..self.nodes.len()).filter(|node| *node != from) {
             if !self.is_lost(node) {
-                let delay = self.delay();
+                let delay = self.delay(node);
                 self.after(delay, Event::Wake(node));
             }
         }
@@ -292,12 +326,12 @@ impl World {
     fn fault(&mut self) {
         if self.is_calm() {
             self.outage_until = Duration::ZERO;
-            self.nodes.iter_mut().for_each(|node| node.is_cut_off = false);
+            self.nodes.iter_mut().for_each(|node| (node.is_cut_off, node.is_slow) = (false, false));
             return;
         }
         let node = self.random.random_range(0..self.nodes.len());
         let is_alive = self.nodes[node].is_alive();
-        match self.random.random_range(0..12) {
+        match self.random.random_range(0..15) {
             0 if is_alive => self.kill(node),
             1 if is_alive => {
                 let id = self.nodes[node].id;
@@ -311,6 +345,8 @@ impl World {
                 self.nodes[node].stop(self.now, until, suspended);
             }
             6 | 7 => self.nodes[node].is_cut_off = true,
+            12..14 => self.nodes[node].is_slow = true,
+            14 => self.nodes.iter_mut().for_each(|node| node.is_slow = false),
             8 | 9 => self.nodes.iter_mut().for_each(|node| node.is_cut_off = false),
             10 => self.outage_until = (self.now + self.ms(500, 20_000)).min(FAULTY),
             _ => {

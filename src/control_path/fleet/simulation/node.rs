@@ -25,6 +25,8 @@ pub struct Node {
     pub life: Life,
     /// Its messages get lost, in both directions.
     pub is_cut_off: bool,
+    /// They arrive late.
+    pub is_slow: bool,
     pub hosts: Vec<OnHost>,
     /// The number of the request under way; later answers to others are dropped.
     pub request: u64,
@@ -57,6 +59,8 @@ pub struct OnHost {
     is_alone: bool,
     /// The machine was suspended since the last answer, and its clock with it: the lease seems valid.
     is_dazed: bool,
+    /// Its lease had run out or was lost, and it has more open than it has got since.
+    recovers: bool,
 }
 
 #[derive(Debug)]
@@ -76,14 +80,21 @@ impl Clock {
 
 impl Node {
     pub fn new(now: Duration, base: Instant, rate: f64) -> Self {
-        let host =
-            || OnHost { lease: HostLease::NOTHING_YET, wanted: 0, open: 0, is_alone: false, is_dazed: false };
+        let host = || OnHost {
+            lease: HostLease::NOTHING_YET,
+            wanted: 0,
+            open: 0,
+            is_alone: false,
+            is_dazed: false,
+            recovers: false,
+        };
         Self {
             id: None,
             keeper: LeaseKeeper::default(),
             clock: Clock { base, zero: now, rate, lost: Duration::ZERO },
             life: Life::Runs,
             is_cut_off: false,
+            is_slow: false,
             hosts: HOSTS.iter().map(|_| host()).collect(),
             request: 0,
             is_waiting: false,
@@ -166,7 +177,7 @@ impl Node {
                 }
                 self.again |= !all;
             }
-            Answer::Removed(_) => return (None, true),
+            Answer::Removed => return (None, true),
         }
         let removals = std::mem::take(&mut self.plan.removals);
         if !removals.is_empty() {
@@ -210,6 +221,25 @@ impl Node {
                 return Ok(host.open < host.wanted);
             }
         }
+    }
+
+    /// A node whose lease is valid has no more open than its row says.
+    pub fn check(&mut self, now: Duration, central: &Central) -> Result<(), String> {
+        let time = self.clock.base + self.clock.at(now);
+        for (at, host) in self.hosts.iter_mut().enumerate() {
+            let granted = central.granted(self.id, at);
+            let has_run_out = match host.lease {
+                HostLease::Part { until, .. } => until.is_some_and(|until| time > until),
+                HostLease::RunOut { .. } => true,
+                HostLease::Whole => false,
+            };
+            let is_excused = host.is_alone || host.is_dazed || has_run_out;
+            host.recovers = host.open > granted && (host.recovers || is_excused);
+            if host.open > granted && !host.recovers {
+                return Err(format!("more servers are open than the {granted} that are leased: {host:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// A busy server comes back: it is closed if there are too many. Returns whether it was.
