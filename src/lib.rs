@@ -31,7 +31,8 @@
 //! 10. No code that a tenant can define runs with more rights than the tenant's own role has, whatever an operator does.
 //! 11. What a client believes of its session (ParameterStatus, transaction status, process number) is what the answering
 //!     server does.
-//! 12. The servers that this node holds on a host never exceed its budget, and a waiting tenant gets its fair share.
+//! 12. The servers that all nodes hold on a host never exceed its budget, but for what a node keeps that cannot be reached, and a
+//!     waiting tenant gets its fair share.
 
 pub mod cli;
 pub mod config;

@@ -77,7 +77,7 @@ async fn a_host_gets_a_budget_that_its_server_allows() {
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let (passed, told) = checked(&proxy);
-    assert!(passed && told.contains("budget of host small: 10 for each node; the server has 14"), "{told}");
+    assert!(passed && told.contains("budget of host small: 10 for all nodes; the server has 14"), "{told}");
     assert_eq!(proxy.json(&["host", "set", "small", "max_connections=14", "--json"])["max_connections"], 14);
     assert!(proxy.command_with(&["doctor"], "").status.success());
 
@@ -85,7 +85,7 @@ async fn a_host_gets_a_budget_that_its_server_allows() {
 
     assert!(said.contains("is 15") && said.contains("pglobby host set small max_connections=10"), "{said}");
     let (passed, told) = checked(&proxy);
-    assert!(!passed && told.contains("15 for each node, but the server has 14"), "{told}");
+    assert!(!passed && told.contains("15 for all nodes, but the server has 14"), "{told}");
     proxy.command(&["tenant", "create", "globex", "--host", "small"]);
     let doctor = proxy.command_with(&["doctor"], "");
     let found = String::from_utf8_lossy(&doctor.stdout).into_owned();

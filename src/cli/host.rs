@@ -79,7 +79,7 @@ struct Add {
     /// Database that this role connects to
     #[arg(long, value_name = "DB", default_value = "postgres")]
     admin_database: String,
-    /// Limit of server connections of one node on this host, over all tenants; without it, what the host's
+    /// Limit of server connections of all nodes on this host, over all tenants; without it, what the host's
     /// PostgreSQL allows, less a reserve
     #[arg(long, value_name = "N")]
     max_connections: Option<u32>,
@@ -237,9 +237,9 @@ fn budget(report: &HostReport) -> String {
     };
     let server = limits.in_words();
     match (report.max_connections, limits.trouble(report.max_connections)) {
-        (Some(budget), None) => format!("budget of each node: {budget} (the server has {server})"),
+        (Some(budget), None) => format!("budget of all nodes together: {budget} (the server has {server})"),
         (budget, _) => format!(
-            "note: the budget of each node is {}, and the server has {server}.\n      To change that: {}",
+            "note: the budget of all nodes together is {}, and the server has {server}.\n      To change that: {}",
             budget.map_or_else(|| "not limited".to_owned(), |budget| budget.to_string()),
             limits.remedy(&report.name)
         ),

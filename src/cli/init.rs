@@ -61,7 +61,10 @@ fn print(report: &InitReport) {
     );
     print(
         report.host_budget.is_some(),
-        format!("each node opens at most {} connections there", report.host_budget.unwrap_or_default()),
+        format!(
+            "all nodes together open at most {} connections there",
+            report.host_budget.unwrap_or_default()
+        ),
         format!(
             "nodes open connections there without a limit; see `pglobby check`, and `pglobby host set {host}`"
         ),

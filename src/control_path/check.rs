@@ -177,11 +177,11 @@ fn check_budget(name: &str, budget: Option<i32>, limits: &ServerLimits) -> Check
     let (check, server, remedy) = (format!("budget of host {name}"), limits.in_words(), limits.remedy(name));
     match (budget, limits.trouble(budget)) {
         (Some(budget), None) => {
-            Check::passed(check, format!("{budget} for each node; the server has {server}"))
+            Check::passed(check, format!("{budget} for all nodes; the server has {server}"))
         }
         (None, _) => Check::passed(check, format!("none; the server has {server}. To set one: {remedy}")),
         (Some(budget), Some(_)) => {
-            Check::failed(check, format!("{budget} for each node, but the server has {server}; {remedy}"))
+            Check::failed(check, format!("{budget} for all nodes, but the server has {server}; {remedy}"))
         }
     }
 }

@@ -45,7 +45,7 @@ pub struct InitReport {
     pub host: &'static str,
     /// Whether it was registered.
     pub host_registered: bool,
-    /// Its budget for each node (`hosts.max_connections`); `None`: no limit.
+    /// Its budget for all nodes (`hosts.max_connections`); `None`: no limit.
     pub host_budget: Option<i32>,
 }
 

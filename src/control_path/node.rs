@@ -8,7 +8,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use deadpool_postgres::Object;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{info, warn};
 
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
         directory::Directory as _,
         listener::{Accepting, Listeners},
         login::{failed_logins::FailedLogins, password_pace::PasswordPace},
-        pool::{BeforeFirstPool, TenantLookup, TenantPools},
+        pool::{BeforeFirstPool, TenantLookup, TenantPools, host_lease::HostLease},
         proxy::Proxy,
         server::DialOptions,
         sessions::{registry::Sessions, timeouts},
@@ -53,6 +53,10 @@ const EVENTS_MAX: usize = 4096;
 
 /// Wait between attempts to reach the central database at the start.
 const START_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long the end of the process waits for its servers to close, and how often it looks.
+const SERVERS_CLOSED_WITHIN: Duration = Duration::from_secs(1);
+const SERVERS_LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Interval of the maintenance of pools.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -116,6 +120,9 @@ impl Node {
         let mend = mending(context.clone(), metrics.clone());
         let pools =
             TenantPools::new(threads.clone(), config.clone(), dial.clone(), before_first, look_again, mend);
+        // Nothing is opened before the first look at the leases.
+        pools.lease_requests.set_of_new_hosts(HostLease::NOTHING_YET);
+        let leases_told = Arc::<Notify>::default();
         let (requests, received) = mpsc::channel(REQUESTS_MAX);
         let window = Arc::new(StatsWindow::default());
         let console_context = ConsoleContext { admin: context.clone(), window: window.clone(), requests };
@@ -135,8 +142,19 @@ impl Node {
             metrics,
         });
         let mut tasks = vec![
-            tokio::spawn(follow(central.clone(), proxy.clone(), directory.clone(), barrier)),
-            tokio::spawn(membership::keep(central.clone(), registration.clone())),
+            tokio::spawn(follow(
+                central.clone(),
+                proxy.clone(),
+                directory.clone(),
+                barrier,
+                (registration.clone(), leases_told.clone()),
+            )),
+            tokio::spawn(membership::keep(
+                central.clone(),
+                registration.clone(),
+                proxy.pools.clone(),
+                leases_told.clone(),
+            )),
             tokio::spawn(maintain(proxy.clone(), window)),
             tokio::spawn(timeouts::watch(proxy.sessions.clone(), proxy.config.clone(), threads)),
             tokio::spawn(abandoned::watch(context.clone(), proxy.metrics.clone())),
@@ -200,6 +218,15 @@ impl Node {
         Ok(())
     }
 
+    /// Other nodes may have this node's servers only when they have ended.
+    async fn servers_closed(&self) {
+        let begun = Instant::now();
+        let has_servers = || self.proxy.pools.budgets().iter().any(|(_, budget)| budget.live() > 0);
+        while has_servers() && begun.elapsed() < SERVERS_CLOSED_WITHIN {
+            tokio::time::sleep(SERVERS_LOOK_EVERY).await;
+        }
+    }
+
     fn stop_tasks(&self) {
         for task in &self.tasks {
             task.abort();
@@ -211,6 +238,7 @@ impl Node {
         self.accepting = None;
         self.listeners.close();
         end_sessions(&self.proxy, ending, impatience).await;
+        self.servers_closed().await;
         self.stop_tasks();
         self.registration.remove(&self.central).await;
     }
@@ -286,6 +314,7 @@ async fn follow(
     proxy: Arc<Proxy>,
     directory: Arc<CentralDirectory>,
     barrier: Arc<ChangeBarrier>,
+    (registration, leases_told): (Arc<Registration>, Arc<Notify>),
 ) {
     let (sender, mut events) = mpsc::channel(EVENTS_MAX);
     let metrics = proxy.metrics.clone();
@@ -312,6 +341,8 @@ async fn follow(
                         move_pauses.apply().await;
                     }
                 }
+                FeedEvent::Leases { node } if registration.id() != Some(node) => leases_told.notify_one(),
+                FeedEvent::Leases { .. } => {}
                 FeedEvent::HostFull(host) => proxy.pools.make_room(&host),
                 FeedEvent::Barrier(payload) => barrier.arrived(&payload),
                 // Without waiting for its end: the client that asked is at another node.

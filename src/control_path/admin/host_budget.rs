@@ -1,6 +1,6 @@
 //! How many connections a host's PostgreSQL has for tenants, and the budget that fits into that.
 //!
-//! A budget (`hosts.max_connections`) is counted on each node. What is proposed here is for one node.
+//! A budget (`hosts.max_connections`) is for all nodes together (`fleet/`).
 
 use serde::Serialize;
 use tokio_postgres::{GenericClient, Row};

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::data_path::tenant::DirectoryChange;
 
+/// The channel on which nodes tell each other to look at the leases of a host: `<number of the node> <host>`.
+pub const LEASES_CHANNEL: &str = "pglobby_leases";
+
 /// Interval between probes of a silent connection.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 /// Waits between two attempts to connect. The shortest, less its jitter, keeps a node below 10 attempts a
@@ -34,6 +37,11 @@ pub enum FeedEvent {
     Cancel(CancelKey),
     /// The host of this name had no connection left for an admin command.
     HostFull(String),
+    /// The node of this number lacks servers, or has handed some back.
+    Leases {
+        /// `nodes.id`.
+        node: i64,
+    },
     /// A node waits until it has applied all earlier changes (`change_barrier.rs`).
     Barrier(String),
 }
@@ -79,7 +87,8 @@ async fn listen(
     let subscribe = answered(
         central,
         client.batch_execute(
-            "LISTEN pglobby_changed; LISTEN pglobby_cancel; LISTEN pglobby_full; LISTEN pglobby_mark",
+            "LISTEN pglobby_changed; LISTEN pglobby_cancel; LISTEN pglobby_full; LISTEN pglobby_mark; \
+             LISTEN pglobby_leases",
         ),
     );
     // Notifications before the end of LISTEN are covered by `Everything`.
@@ -128,11 +137,15 @@ async fn drive<T>(
     }
 }
 
-/// `None`: a cancel request whose payload is invalid.
+/// `None`: a payload that is invalid, of a message whose loss does no harm.
 fn event(channel: &str, payload: &str) -> Option<FeedEvent> {
     match channel {
         CANCEL_CHANNEL => CancelKey::parse(payload).map(FeedEvent::Cancel),
         FULL_CHANNEL => Some(FeedEvent::HostFull(payload.to_owned())),
+        LEASES_CHANNEL => {
+            let node = payload.split(' ').next().and_then(|node| node.parse().ok());
+            node.map(|node| FeedEvent::Leases { node })
+        }
         BARRIER_CHANNEL => Some(FeedEvent::Barrier(payload.to_owned())),
         _ => Some(FeedEvent::Changed(parse(payload))),
     }

@@ -32,6 +32,15 @@ const REMOVE: &str = "DELETE FROM pglobby.nodes WHERE id = ANY ($1)";
 /// At the end of a process, while the central database may be unreachable.
 const REMOVE_WITHIN: Duration = Duration::from_secs(1);
 
+/// Whether the row was added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserted {
+    /// It was.
+    Row,
+    /// The central schema has no such table.
+    OlderSchema,
+}
+
 /// The row of this process.
 pub struct Registration {
     /// What the row says.
@@ -53,10 +62,10 @@ impl Registration {
     }
 
     /// Adds the row. Removes rows of processes of this machine that have ended, so that what they had is free at
-    /// once. `false`: the central schema has no such table.
-    pub async fn insert(&self, client: &impl GenericClient) -> Result<bool, tokio_postgres::Error> {
+    /// once.
+    pub async fn insert(&self, client: &impl GenericClient) -> Result<Inserted, tokio_postgres::Error> {
         match self.remove_ended(client).await {
-            Err(error) if is_older_schema(&error) => return Ok(false),
+            Err(error) if is_older_schema(&error) => return Ok(Inserted::OlderSchema),
             removed => removed?,
         }
         let Identity { name, address, process } = &self.identity;
@@ -73,7 +82,7 @@ impl Registration {
         let id: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
         self.id.store(id, Ordering::Release);
         info!(node = name, id, "node registered");
-        Ok(true)
+        Ok(Inserted::Row)
     }
 
     /// `false`: the row is gone.

@@ -20,7 +20,10 @@ use prometheus_client::{
 
 use super::process_metrics::Process;
 use crate::data_path::{
-    pool::stats::{BUCKET_BOUNDS_US, Histogram, PoolStats},
+    pool::{
+        host_budget::HostUsage,
+        stats::{BUCKET_BOUNDS_US, Histogram, PoolStats},
+    },
     proxy::Proxy,
     session_state::pins::Pins,
     sessions::registry::{Activity, SessionHandle},
@@ -194,6 +197,7 @@ impl Collector {
             ([("reason", reason)], count as u64)
         });
         gauges(encoder, "pins", "Pinned sessions by reason", pinned)?;
+        self.hosts(encoder)?;
         let (limits, accounts) = (&proxy.connection_limits, &proxy.pools.accounts);
         for (name, help, value) in [
             ("clients", "Client connections, before and after login", limits.count() as u64),
@@ -233,6 +237,23 @@ impl Collector {
             }
         }
         Ok(())
+    }
+}
+
+impl Collector {
+    /// What this node uses of each host's budget.
+    fn hosts(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let hosts: Vec<(String, Option<usize>, HostUsage)> = (self.proxy.pools.budgets().into_iter())
+            .map(|(host, budget)| (escaped(&host), budget.leased(), budget.usage()))
+            .collect();
+        let labels = |host: &str| [("host", host.to_owned())];
+        let leased = hosts.iter().filter_map(|(host, leased, _)| Some((labels(host), (*leased)? as u64)));
+        let help = "Servers that this node may have of a host's budget";
+        gauges(encoder, "host_leased", help, leased)?;
+        let open = hosts.iter().map(|(host, _, usage)| (labels(host), usage.open as u64));
+        gauges(encoder, "host_servers", "Servers of this node on a host", open)?;
+        let wanted = hosts.iter().map(|(host, _, usage)| (labels(host), usage.wanted as u64));
+        gauges(encoder, "host_wanted", "Servers that this node's sessions could use on a host", wanted)
     }
 }
 

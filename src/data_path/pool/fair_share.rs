@@ -157,6 +157,11 @@ impl<W: Clone> FairShares<W> {
         self.live
     }
 
+    /// Servers beyond the limit, without those that are being closed.
+    pub fn surplus(&self) -> usize {
+        (self.live - self.closing).saturating_sub(self.limit)
+    }
+
     fn free(&self) -> usize {
         self.limit.saturating_sub(self.live)
     }
@@ -167,7 +172,7 @@ impl<W: Clone> FairShares<W> {
     }
 
     fn has_too_many(&self) -> bool {
-        self.live - self.closing > self.limit
+        self.surplus() > 0
     }
 
     /// Whether a server that comes back may have to be given up: somebody waits, or there are too many.

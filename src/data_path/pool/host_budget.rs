@@ -8,8 +8,11 @@
 //! When a host refuses connections as full (others use it as well, or it has no budget), its budget is reduced
 //! for [`FULL_FOR`] to slightly below the number open at that time. This leaves connections for other tenants
 //! and for operators.
+//!
+//! Where several nodes share the budget, each has a lease on a part of it (`host_lease.rs`), which the control path renews.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -22,6 +25,8 @@ use tokio::time::Instant;
 use super::{
     Pool, PooledServer,
     fair_share::{Claim, FairShares},
+    host_lease::HostLease,
+    lease_requests::LeaseRequests,
 };
 use crate::data_path::lock::locked;
 
@@ -38,10 +43,25 @@ pub struct HostBudget {
     limit: AtomicUsize,
     /// The limit of a host that was found full, and until when it holds.
     found: Mutex<Option<(usize, Instant)>>,
+    lease: Mutex<HostLease>,
+    requests: Arc<LeaseRequests>,
+    /// More is leased than this node may use: what ends is to be handed back.
+    hands_back: AtomicBool,
     shares: Mutex<FairShares<Weak<Pool>>>,
     /// [`FairShares::is_pressed`]; read without the lock whenever a server is given back.
     is_pressed: AtomicBool,
     pools: Mutex<Vec<Weak<Pool>>>,
+}
+
+/// What this node uses of a host now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostUsage {
+    /// Servers, open or being opened.
+    pub open: usize,
+    /// Servers that its sessions could use, as far as the sizes of the pools allow.
+    pub wanted: usize,
+    /// The sum of the weights of the tenants that have or want servers.
+    pub weight: u64,
 }
 
 /// One server's share of the host's budget and of its pool's size. Dropping it frees both: then its own pool,
@@ -75,6 +95,9 @@ impl Drop for Permit {
             }
         }
         self.budget.offer();
+        if self.budget.hands_back.load(Ordering::Relaxed) {
+            self.budget.requests.returned();
+        }
     }
 }
 
@@ -93,23 +116,86 @@ impl Seen {
 }
 
 impl HostBudget {
-    /// A budget of `limit` server connections; `None`: no limit.
-    pub fn new(limit: Option<u32>) -> Arc<Self> {
-        let budget = Self {
+    /// A budget without a limit, on a host that is used for the first time.
+    pub fn new(requests: &Arc<LeaseRequests>) -> Arc<Self> {
+        Arc::new(Self {
             limit: AtomicUsize::new(usize::MAX),
             found: Mutex::default(),
+            lease: Mutex::new(requests.of_new_host()),
+            requests: requests.clone(),
+            hands_back: AtomicBool::default(),
             shares: Mutex::new(FairShares::new(usize::MAX)),
             is_pressed: AtomicBool::new(false),
             pools: Mutex::default(),
-        };
-        budget.set_limit(limit);
-        Arc::new(budget)
+        })
     }
 
-    /// The host's row has changed. A smaller limit takes effect as servers are given back.
+    /// The host's row is read: `limit` server connections; `None`: no limit. A smaller limit takes effect as servers are
+    /// given back.
     pub fn set_limit(&self, limit: Option<u32>) {
-        self.limit.store(limit.map_or(usize::MAX, |limit| limit as usize), Ordering::Release);
+        let limit = limit.map_or(usize::MAX, |limit| limit as usize);
+        let before = self.limit.swap(limit, Ordering::AcqRel);
+        if before == usize::MAX && limit != before && self.requests.of_new_host() != HostLease::Whole {
+            // Other nodes share the limit.
+            self.run_out_lease();
+            self.requests.short();
+        }
         self.with_shares(|_, _| ());
+    }
+
+    /// `hosts.max_connections`, if there is a limit.
+    pub fn limit(&self) -> Option<usize> {
+        Some(self.limit.load(Ordering::Acquire)).filter(|limit| *limit != usize::MAX)
+    }
+
+    /// The control path has renewed the lease. Idle servers beyond it are closed at once, others when they are given back.
+    /// `hands_back`: more than this is leased, until servers have ended.
+    pub fn set_lease(&self, lease: HostLease, hands_back: bool) {
+        *locked(&self.lease) = lease;
+        self.hands_back.store(hands_back, Ordering::Relaxed);
+        for _ in 0..self.with_shares(|shares, _| shares.surplus()) {
+            let Some((pool, server)) = self.take_idle(None, |_| Duration::ZERO) else { break };
+            pool.close(server);
+        }
+        self.offer();
+    }
+
+    /// The same for a host on which this node has had no lease yet.
+    pub fn set_lease_if_none(&self, lease: HostLease) {
+        let has_none = *locked(&self.lease) == HostLease::NOTHING_YET;
+        if has_none {
+            self.set_lease(lease, false);
+        }
+    }
+
+    /// The lease counts no longer: what is open stays, and no more is opened.
+    pub fn run_out_lease(&self) {
+        let open = self.live();
+        locked(&self.lease).run_out(open);
+        self.with_shares(|_, _| ());
+    }
+
+    /// Servers that this node may have now; `None`: there is no limit.
+    pub fn leased(&self) -> Option<usize> {
+        let limit = self.limit()?;
+        Some(limit.min(self.lease_now(self.live())))
+    }
+
+    fn lease_now(&self, open: usize) -> usize {
+        locked(&self.lease).servers(open, Instant::now())
+    }
+
+    /// What this node uses of the host.
+    pub fn usage(&self) -> HostUsage {
+        let pools = self.others(None);
+        let open = self.live();
+        let idle: usize = pools.iter().map(|pool| pool.idle()).sum();
+        let more = pools.iter().map(|pool| pool.wanted_beyond_live()).sum::<usize>();
+        let uses = |pool: &&Arc<Pool>| pool.live() > 0 || pool.waiting() > 0;
+        let weights: HashMap<i64, u32> =
+            pools.iter().filter(uses).map(|pool| (pool.tenant.id, pool.claim().weight)).collect();
+        let weight = weights.into_values().map(u64::from).sum();
+        HostUsage { open, wanted: open.saturating_sub(idle) + more, weight }
     }
 
     /// Adds a pool of this host; its idle servers may be closed for other pools.
@@ -133,7 +219,8 @@ impl HostBudget {
     fn with_shares<T>(&self, work: impl FnOnce(&mut FairShares<Weak<Pool>>, &mut Seen) -> T) -> T {
         let mut seen = Seen::default();
         let mut shares: MutexGuard<'_, _> = locked(&self.shares);
-        shares.set_limit(self.limit_now());
+        let limit = self.limit_now(shares.live());
+        shares.set_limit(limit);
         let result = work(&mut shares, &mut seen);
         self.is_pressed.store(shares.is_pressed(), Ordering::Relaxed);
         drop(shares);
@@ -149,6 +236,7 @@ impl HostBudget {
             if !self.with_shares(|shares, seen| shares.is_served(&claim, |other| seen.wants(other))) {
                 self.close_one_idle(pool);
             }
+            self.request_if_short();
             return None;
         }
         pool.connector.live.fetch_add(1, Ordering::SeqCst);
@@ -165,7 +253,17 @@ impl HostBudget {
         if !taken && !pool.wants_more() {
             self.with_shares(|shares, _| shares.withdraw(&claim));
         }
+        if !taken {
+            self.request_if_short();
+        }
         taken.then(|| self.permit(claim, None))
+    }
+
+    /// A pool has found no permit. If the lease is less than the budget, the other nodes may hand something back.
+    fn request_if_short(&self) {
+        if self.lease_now(self.live()) < self.limit.load(Ordering::Acquire) {
+            self.requests.short();
+        }
     }
 
     fn permit(self: &Arc<Self>, claim: Claim, pool: Option<Weak<Pool>>) -> Permit {
@@ -247,8 +345,8 @@ impl HostBudget {
         }
     }
 
-    fn limit_now(&self) -> usize {
-        self.limit.load(Ordering::Acquire).min(self.found_limit())
+    fn limit_now(&self, open: usize) -> usize {
+        self.limit.load(Ordering::Acquire).min(self.found_limit()).min(self.lease_now(open))
     }
 
     /// Closes an idle server of another pool for `requester`.

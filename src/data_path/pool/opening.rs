@@ -54,6 +54,16 @@ impl Pool {
         (self.waiting() > self.opening() || self.live() < self.rules.min_size) && self.has_room()
     }
 
+    /// Servers that it would have besides those that it has, if its host had room.
+    pub(super) fn wanted_beyond_live(&self) -> usize {
+        if self.is_retired() || self.is_paused() {
+            return 0;
+        }
+        let room = self.rules.size.saturating_sub(self.live());
+        let to_min = self.rules.min_size.saturating_sub(self.live());
+        self.waiting().saturating_sub(self.opening()).max(to_min).min(room)
+    }
+
     /// Starts opening a server; `false`: not now.
     pub(super) fn open_one_more(self: &Arc<Self>) -> bool {
         self.has_room() && self.connector.host.take(self).is_some_and(|turn| self.start_opening(turn))

@@ -19,9 +19,9 @@ use tracing::{info, warn};
 
 use super::{
     Pool, PoolRules, connect_backoff::ConnectBackoff, connector::Connector, host_budget::HostBudget,
-    host_connecting::HostConnecting, pause::Pauses, pinned_sessions::PinnedSessions,
-    role_settings::RoleStart, startup_parameters::StatusCache, stats::PoolStats, succession::Succession,
-    wait_queue::WaitQueue,
+    host_connecting::HostConnecting, lease_requests::LeaseRequests, pause::Pauses,
+    pinned_sessions::PinnedSessions, role_settings::RoleStart, startup_parameters::StatusCache,
+    stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
 };
 use crate::{
     config::{Config, TlsMode},
@@ -55,6 +55,8 @@ pub type RoleRepair =
 pub struct TenantPools {
     pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
     budgets: Mutex<HashMap<String, Arc<HostBudget>>>,
+    /// What the budgets want of this node's leases.
+    pub lease_requests: Arc<LeaseRequests>,
     /// A host whose address or TLS settings change is another host, without known failures.
     connecting: Mutex<HashMap<HostKey, Weak<HostConnecting>>>,
     /// Effects of each tenant's functions, as long as it has a pool.
@@ -107,6 +109,7 @@ impl TenantPools {
             me: me.clone(),
             pools,
             budgets: Mutex::default(),
+            lease_requests: Arc::default(),
             connecting: Mutex::default(),
             all_functions: Mutex::default(),
             accounts: Accounts::new(&config.load().limits),
@@ -244,7 +247,7 @@ impl TenantPools {
     fn budget_of(&self, host: &Host) -> Arc<HostBudget> {
         let mut budgets = locked(&self.budgets);
         let budget =
-            budgets.entry(host.name.clone()).or_insert_with(|| HostBudget::new(host.max_connections));
+            budgets.entry(host.name.clone()).or_insert_with(|| HostBudget::new(&self.lease_requests));
         budget.set_limit(host.max_connections);
         budget.clone()
     }
@@ -360,6 +363,11 @@ impl TenantPools {
         if let Some(budget) = budget {
             budget.make_room(None);
         }
+    }
+
+    /// The budget of each host that was used since the process started.
+    pub fn budgets(&self) -> Vec<(String, Arc<HostBudget>)> {
+        locked(&self.budgets).iter().map(|(host, budget)| (host.clone(), budget.clone())).collect()
     }
 
     /// Server connections to a host, of all tenants.

@@ -1,0 +1,73 @@
+//! The part of a host's budget that this node may use, among the nodes that share it.
+//!
+//! A lease is valid for some seconds after its renewal. When it has run out, the node keeps what is open and opens
+//! nothing more, except in place of a server that has ended.
+//!
+//! Pure: the time is an argument.
+
+use tokio::time::Instant;
+
+/// A node's lease on one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostLease {
+    /// The whole budget: no other node shares it.
+    Whole,
+    /// So many servers, until that moment; `None`: for as long as it is not replaced.
+    Part { servers: usize, until: Option<Instant> },
+    /// It has run out. So many servers were open then.
+    RunOut { servers: usize },
+}
+
+impl HostLease {
+    /// Of a host whose budget is shared, before the node has a lease.
+    pub const NOTHING_YET: Self = Self::Part { servers: 0, until: None };
+
+    /// Servers that the node may have now, while it has `open`.
+    pub fn servers(&mut self, open: usize, now: Instant) -> usize {
+        match *self {
+            Self::Whole => usize::MAX,
+            Self::Part { until: Some(until), .. } if now > until => {
+                self.run_out(open);
+                self.servers(open, now)
+            }
+            Self::Part { servers, .. } | Self::RunOut { servers } => servers,
+        }
+    }
+
+    /// It counts no longer: what is open stays.
+    pub fn run_out(&mut self, open: usize) {
+        let servers = match *self {
+            Self::Whole => open,
+            Self::Part { servers, .. } | Self::RunOut { servers } => servers.min(open),
+        };
+        *self = Self::RunOut { servers };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_lease_that_has_run_out_covers_what_is_open_and_nothing_more() {
+        let begin = Instant::now();
+        let until = begin + Duration::from_secs(4);
+        let mut lease = HostLease::Part { servers: 5, until: Some(until) };
+        assert_eq!(lease.servers(3, until), 5);
+        let later = until + Duration::from_millis(1);
+        assert_eq!(lease.servers(3, later), 3);
+        assert_eq!(lease.servers(2, later), 3, "one may be replaced");
+        assert_eq!(lease, HostLease::RunOut { servers: 3 });
+        let mut small = HostLease::Part { servers: 2, until: Some(until) };
+        assert_eq!(small.servers(3, later), 2);
+    }
+
+    #[test]
+    fn a_lease_without_an_end_stays() {
+        let far = Instant::now() + Duration::from_secs(100_000);
+        assert_eq!(HostLease::Part { servers: 5, until: None }.servers(1, far), 5);
+        assert_eq!(HostLease::Whole.servers(1, far), usize::MAX);
+    }
+}
