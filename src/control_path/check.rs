@@ -64,16 +64,16 @@ pub async fn check(config: &Config) -> Vec<Check> {
         }),
     ));
 
-    let client = match enter(config).await {
-        Ok(client) => client,
+    let (client, version) = match enter(config).await {
+        Ok(entered) => entered,
         Err(detail) => {
             checks.push(Check::failed("central database", detail));
             return checks;
         }
     };
-    let version = migrations::latest();
-    checks
-        .push(Check::passed("central database", format!("{}, schema version {version}", config.central.url)));
+    let update = if version < migrations::latest() { "; run `pglobby init` to upgrade it" } else { "" };
+    let found = format!("{}, schema version {version}{update}", config.central.url);
+    checks.push(Check::passed("central database", found));
     checks.push(match open_to_public(&client).await {
         Ok(false) => Check::passed("central database access", "PUBLIC may not connect"),
         Ok(true) => {
@@ -95,11 +95,12 @@ pub async fn check(config: &Config) -> Vec<Check> {
     checks
 }
 
-async fn enter(config: &Config) -> Result<Client, String> {
+/// The central database, and the version of its schema.
+async fn enter(config: &Config) -> Result<(Client, i32), String> {
     let central = Central::open(config).map_err(|error| error.to_string())?;
     let client = central.connect_to(central.database()).await.map_err(|error| error.to_string())?;
-    migrations::require_current(&client).await.map_err(|error| error.to_string())?;
-    Ok(client)
+    let version = migrations::require_usable(&client).await.map_err(|error| error.to_string())?;
+    Ok((client, version))
 }
 
 /// Loads the files as `serve` does: a file may contain the certificate of another key.

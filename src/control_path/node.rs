@@ -97,7 +97,8 @@ impl Node {
     pub async fn start(config: Config) -> Result<Self, NodeError> {
         let keyring = Arc::new(ReloadableKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;
-        migrations::require_current(&**first_client(&central, &config).await?).await.map_err(refused)?;
+        let schema = migrations::require_usable(&**first_client(&central, &config).await?).await;
+        report_schema(schema.map_err(refused)?);
         let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
         let dial = Arc::new(ArcSwap::from_pointee(DialOptions::new(&config).map_err(refused)?));
         let http = config.http_listen.map(http::bind).transpose().map_err(NodeError)?;
@@ -267,6 +268,20 @@ async fn first_client(central: &Central, config: &Config) -> Result<Object, Node
             warn!(side = "central", %error, "waiting for the central database, for central_start_timeout at most");
         }
         tokio::time::sleep(START_PAUSE).await;
+    }
+}
+
+/// Logs a schema of another version that the node works with.
+fn report_schema(found: i32) {
+    let known = migrations::latest();
+    if found < known {
+        warn!(
+            found,
+            known,
+            "the central schema is older than this pglobby; what needs the newer one is off until `pglobby init`"
+        );
+    } else if found > known {
+        info!(found, known, "the central schema is newer than this pglobby, and works with it");
     }
 }
 
