@@ -91,7 +91,7 @@ pub async fn databases(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleErr
 
 /// Ids of tenants that are paused or disabled by name.
 async fn halted(actor: &Actor, pools: &TenantPools) -> Result<HashMap<String, i64>, ConsoleError> {
-    let named = pools.pauses.named();
+    let named: Vec<i64> = pools.pauses.named().into_iter().collect();
     if named.is_empty() {
         return Ok(HashMap::new());
     }
