@@ -5,7 +5,10 @@
 mod support;
 
 use rustix::process::Signal;
-use support::{Proxy, console::show};
+use support::{
+    Proxy,
+    console::{show, shown},
+};
 
 /// The schema of the release before: what the newer steps have added is gone.
 const RELEASE_BEFORE: &str = "
@@ -39,9 +42,31 @@ async fn a_node_serves_on_the_schema_of_the_release_before() {
     assert!(checked.contains("schema version 4; run `pglobby init` to upgrade it"), "{checked}");
     proxy.command(&["doctor"]);
 
+    for command in [&["node", "list"][..], &["node", "list", "--json"]] {
+        let listed = proxy.command_with(command, "");
+        let said = String::from_utf8_lossy(&listed.stderr).into_owned();
+        assert!(!listed.status.success() && said.contains("run `pglobby init`"), "{said}");
+    }
+    let mut console = console;
+    console.run("PAUSE acme").await;
+    let notice = console.notice().await;
+    assert!(
+        notice.starts_with("PAUSE was done on this node only: ") && notice.contains("pglobby init"),
+        "{notice}"
+    );
+    shown(&console, "DATABASES", "paused", "1").await;
+    console.run("RESUME acme").await;
+    assert!(console.notice().await.starts_with("RESUME was done on this node only"));
+    assert_eq!(console.refusal_of("SHOW POOLS ON ALL NODES").await, "55000");
+    assert_eq!(console.refusal_of("SHOW NODES").await, "55000");
+
     proxy.command(&["init"]);
 
     assert_eq!(acme.ask("SELECT 1").await, "1");
+    shown(&console, "NODES", "state", "serving").await;
+    console.run("PAUSE acme; RESUME acme").await;
+    let rows = central.ask("SELECT count(*) FROM pglobby.audit_log WHERE action LIKE 'fleet.%'").await;
+    assert_eq!(rows, "2", "the fleet's commands are recorded");
     proxy.command(&["tenant", "create", "initech"]);
     let checked = proxy.command(&["check"]);
     assert!(!checked.contains("to upgrade it"), "{checked}");

@@ -8,9 +8,12 @@ use super::{
     table::{Cell, Kind, Table},
 };
 use crate::{
-    control_path::admin::{
-        actor::{Actor, AdminError},
-        hosts, logins, tenants,
+    control_path::{
+        admin::{
+            actor::{Actor, AdminError},
+            hosts, logins, tenants,
+        },
+        fleet::nodes,
     },
     data_path::{
         pool::TenantPools,
@@ -159,6 +162,11 @@ pub async fn hosts(actor: &Actor, pools: &TenantPools) -> Result<Table, ConsoleE
         row.push(pools.live_on(&host.name).into());
     }
     Ok(table)
+}
+
+/// SHOW NODES.
+pub async fn nodes(actor: &Actor) -> Result<Table, ConsoleError> {
+    Ok(Table::of("", &nodes::list(&actor.central).await?))
 }
 
 /// SHOW LISTS.
