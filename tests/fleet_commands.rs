@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use support::{
-    Client, Cluster, Node, Proxy,
+    Client, Cluster, Node, Proxy, Wire,
     client::{in_time, sqlstate},
     console::{show, shown},
     proxy::Caller,
@@ -57,7 +57,8 @@ async fn a_pause_holds_on_every_node_also_on_one_that_starts_later() {
     other.run("SELECT 1").await;
     let c = named(&proxy, "c").await;
     let console_c = c.console().await;
-    shown(&console_c, "DATABASES", "paused", "1").await;
+    let paused = show(&console_c, "DATABASES").await[0]["paused"].clone();
+    assert_eq!(paused, "1", "from its first client on");
     let in_central = proxy.cluster.client("central").await;
     let rows = "SELECT string_agg(concat_ws(' ', kind, t.name, made_by), ', ')
         FROM pglobby.pauses p JOIN pglobby.tenants t ON t.id = p.tenant_id";
@@ -94,6 +95,22 @@ async fn a_pause_waits_for_a_transaction_on_another_node() {
     assert!(show(&console_b, "SERVERS").await.is_empty());
     console.run("RESUME").await;
     assert_eq!(show(&console_b, "STATE").await[1]["value"], "no");
+    busy.run("SELECT 1").await;
+}
+
+/// What another node does for an administrator who has left does not go on there for ever.
+#[tokio::test]
+async fn a_request_of_an_administrator_who_leaves_is_withdrawn() {
+    let Two { proxy, b, console, .. } = two().await;
+    let busy = b.client("acme").connect().await;
+    busy.run("BEGIN").await;
+    let mut leaving = Wire::login(proxy.port(), "console_admin", "console secret", "pglobby").await;
+    leaving.send(b'Q', b"PAUSE acme\0").await;
+    b.logged("admin command of another node").await;
+    drop(leaving);
+    b.logged("request of another node withdrawn").await;
+    busy.run("COMMIT").await;
+    console.run("RESUME acme").await;
     busy.run("SELECT 1").await;
 }
 
@@ -326,7 +343,7 @@ async fn without_the_central_database_a_command_is_done_here_and_says_so() {
 
 #[tokio::test]
 async fn a_reload_and_a_shutdown_may_be_for_other_nodes() {
-    let Two { proxy, mut b, console, console_b } = two().await;
+    let Two { mut proxy, mut b, console, console_b } = two().await;
     let reloads = |log: &str| log.matches("configuration reloaded").count();
     console.run("RELOAD").await;
     assert_eq!((reloads(&proxy.log()), reloads(&b.log())), (1, 0));
@@ -338,6 +355,9 @@ async fn a_reload_and_a_shutdown_may_be_for_other_nodes() {
     console.run("SHUTDOWN WAIT_FOR_CLIENTS ON NODE b").await;
     assert!(b.ended().await.success());
     assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+    b.start_again().await;
+    console.run("SHUTDOWN WAIT_FOR_CLIENTS ON ALL NODES").await;
+    assert!(b.ended().await.success() && proxy.ended().await.success());
 }
 
 /// One switch stood for both: RESUME lent servers of the old host in the middle of a move, and the end of a move ended a PAUSE.
