@@ -308,6 +308,31 @@ async fn a_node_that_does_not_answer_is_named() {
     beating.abort();
 }
 
+/// A node that had done its work and could not write that was waited for without end.
+#[tokio::test]
+async fn an_answer_that_cannot_be_written_is_repeated_or_replaced_by_an_error() {
+    let Two { proxy, b, console, .. } = two().await;
+    let central = proxy.cluster.client("central").await;
+    let refuse = |sqlstate: &str| {
+        format!(
+            "CREATE OR REPLACE FUNCTION pglobby.refuse() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE 'not now' USING ERRCODE = '{sqlstate}'; END $$;
+             CREATE OR REPLACE TRIGGER refuse BEFORE UPDATE ON pglobby.node_answers
+             FOR EACH ROW WHEN (NEW.status = 'done') EXECUTE FUNCTION pglobby.refuse()"
+        )
+    };
+    central.run(&refuse("53000")).await;
+    tokio::join!(console.run("RECONNECT acme ON NODE b"), async {
+        b.logged("cannot answer a request of another node").await;
+        central.run("DROP TRIGGER refuse ON pglobby.node_answers").await;
+    });
+
+    central.run(&refuse("22P05")).await;
+    let error = console.try_run("RECONNECT acme ON NODE b").await.unwrap_err();
+    let message = error.as_db_error().unwrap().message();
+    assert!(message.starts_with("node \"b\": the answer cannot be written"), "{message}");
+}
+
 #[tokio::test]
 async fn without_the_central_database_a_command_is_done_here_and_says_so() {
     let mut proxy =

@@ -11,7 +11,7 @@ use super::{Fleet, FleetError};
 pub const RUNNING_MAX: usize = 64;
 /// Longest answer. What SHOW lists of 30,000 connections fits.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Interval at which a request that takes long looks whether it is still wanted.
+/// Interval at which a request that takes long looks whether it is still wanted, and at which an answer is repeated.
 const WANTED_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs a request of the named actor.
@@ -93,18 +93,40 @@ impl Fleet {
                 return Ok(());
             }
         };
-        let (status, value) = match within_limit(answer.outcome) {
+        // The node that asks waits for it as long as this one runs.
+        tokio::select! {
+            () = self.deliver(request, node, within_limit(answer.outcome)) => {}
+            () = self.unwanted(request) => {}
+        }
+        if let Some(then) = answer.then {
+            then.await;
+        }
+        Ok(())
+    }
+
+    /// Writes the answer. Retries until it is written.
+    async fn deliver(&self, request: i64, node: i64, mut outcome: Result<Value, Value>) {
+        let mut is_logged = false;
+        while let Err(error) = self.write(request, node, &outcome).await {
+            if !std::mem::replace(&mut is_logged, true) {
+                warn!(request, side = "central", %error, "cannot answer a request of another node; retrying");
+            }
+            if matches!(&error, FleetError::Central(error) if error.is_about_a_value()) {
+                outcome = Err(json!({ "message": format!("the answer cannot be written: {error}") }));
+            }
+            tokio::time::sleep(WANTED_EVERY).await;
+        }
+    }
+
+    async fn write(&self, request: i64, node: i64, outcome: &Result<Value, Value>) -> Result<(), FleetError> {
+        let (status, value) = match outcome {
             Ok(value) => ("done", value),
             Err(value) => ("failed", value),
         };
         let sql = "UPDATE pglobby.node_answers SET status = $3, answer = $4
                    WHERE request_id = $1 AND node_id = $2";
         let client = self.central.client().await?;
-        client.execute(sql, &[&request, &node, &status, &value]).await?;
-        drop(client);
-        if let Some(then) = answer.then {
-            then.await;
-        }
+        client.execute(sql, &[&request, &node, &status, value]).await?;
         Ok(())
     }
 
