@@ -162,6 +162,8 @@ async fn hosts_and_keys_over_http() {
     assert_eq!(api.delete("/v1/hosts/default").await.code(), "refused");
     assert_eq!(api.delete("/v1/hosts/second").await.with(200)["status"], "removed");
 
+    let nodes = api.get("/v1/nodes").await.with(200);
+    assert_eq!((&nodes[0]["state"], &nodes[0]["differs"]), (&json!("serving"), &json!([])), "{nodes}");
     let before = api.get("/v1/keys").await.with(200);
     let begun = api.post("/v1/keys/rotate", json!({ "retire": true })).await;
     let operation = api.followed(begun).await;

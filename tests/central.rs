@@ -166,8 +166,11 @@ async fn a_schema_newer_than_the_binary_is_refused_and_left_alone() {
     assert!(matches!(error, InitError::Migration(MigrationError::Newer { found: 999 })), "{error}");
 
     let client = Central::open(&config).unwrap().connect_to("central").await.unwrap();
-    assert_eq!(migrations::state(&client).await.unwrap(), SchemaState::Newer { found: 999 });
-    assert!(migrations::require_current(&client).await.is_err());
+    assert_eq!(
+        migrations::state(&client).await.unwrap(),
+        SchemaState::Newer { found: 999, compatible_from: None }
+    );
+    assert!(migrations::require_usable(&client).await.is_err());
 }
 
 #[tokio::test]
@@ -471,7 +474,10 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
 
     // As it was before: the same rows, and then the upgrade.
     let undo = "DELETE FROM pglobby.migrations WHERE number >= 3; DROP TABLE pglobby.secrets;
+        DROP TABLE pglobby.node_answers, pglobby.node_requests, pglobby.pauses;
         DROP TABLE pglobby.node_leases, pglobby.host_leases, pglobby.nodes;
+        DROP FUNCTION pglobby.tell_fleet();
+        ALTER TABLE pglobby.migrations DROP COLUMN compatible_from;
         ALTER TABLE pglobby.tenants DROP COLUMN role_given, DROP COLUMN weight;
         ALTER TABLE pglobby.logins DROP COLUMN may_add_logins, DROP CONSTRAINT logins_allow_from_whole;
         ALTER TABLE pglobby.hosts DROP CONSTRAINT hosts_max_connections_limit, DROP CONSTRAINT hosts_address_given,
@@ -488,7 +494,7 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
     assert_eq!((read.pool_size, read.max_clients, read.weight), (Some(262_143), Some(1_000_000), 1));
     assert_eq!(
         init(&installation.config("")).await.unwrap().migrations_applied,
-        ["names_and_limits", "given_roles", "fleet"]
+        ["names_and_limits", "given_roles", "fleet", "fleet_commands"]
     );
     assert_eq!(client.ask("SELECT pool_size FROM pglobby.tenants").await, "262143");
     assert_eq!(

@@ -272,7 +272,7 @@ async fn a_changed_limit_takes_effect_on_all_nodes() {
 #[tokio::test]
 async fn without_the_tables_a_node_uses_the_whole_budget() {
     let (proxy, central) = first_node(&[]).await;
-    central.run("DROP TABLE pglobby.node_leases, pglobby.host_leases, pglobby.nodes").await;
+    central.run("DROP TABLE pglobby.node_answers, pglobby.node_requests, pglobby.node_leases, pglobby.host_leases, pglobby.nodes").await;
     let second = Node::beside(&proxy, &[("node_name", "\"two\"")]).await;
     let client = second.client(TENANTS[0]).connect().await;
     assert_eq!(client.ask("SELECT current_database()").await, "amber");

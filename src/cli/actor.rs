@@ -13,8 +13,8 @@ use crate::{
 /// Returns the user at this command line, with the central database and the key ring open.
 ///
 /// # Errors
-/// The configuration, the key ring or the central database cannot be used, or its schema is another
-/// version's.
+/// The configuration, the key ring or the central database cannot be used, or its schema is of a
+/// version that this binary does not work with.
 pub async fn actor(globals: &Globals) -> Result<Actor, Failure> {
     actor_with(&globals.load_config()?).await
 }
@@ -23,7 +23,7 @@ pub async fn actor(globals: &Globals) -> Result<Actor, Failure> {
 pub async fn actor_with(config: &Config) -> Result<Actor, Failure> {
     let keyring = ReloadableKeyring::load(config)?;
     let central = Central::open(config)?;
-    migrations::require_current(&**central.client().await?).await?;
+    migrations::require_usable(&**central.client().await?).await?;
     Ok(Actor::new(central, Arc::new(keyring), audit_name()))
 }
 

@@ -14,6 +14,7 @@ mod init;
 mod key;
 mod logging;
 mod login;
+mod node;
 pub mod output;
 mod process;
 mod progress;
@@ -57,6 +58,7 @@ enum Command {
     Host(host::HostCommand),
     Tenant(tenant::TenantCommand),
     Login(login::LoginCommand),
+    Node(node::NodeCommand),
     Key(key::KeyCommand),
     ApiKey(api_key::ApiKeyCommand),
     Run(run::Run),
@@ -113,6 +115,7 @@ pub fn main() -> ExitCode {
                 Command::Host(command) => command.run(&globals).await,
                 Command::Tenant(command) => command.run(&globals).await,
                 Command::Login(command) => command.run(&globals).await,
+                Command::Node(command) => command.run(&globals).await,
                 Command::Key(command) => command.run(&globals).await,
                 Command::ApiKey(command) => command.run(&globals).await,
                 Command::Run(command) => command.run(&globals).await,

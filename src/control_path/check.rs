@@ -7,8 +7,12 @@ use tokio_postgres::{Client, Row, config::SslMode};
 use crate::{
     config::{CentralTls, Config, TlsMode},
     control_path::{
-        admin::host_budget::{SERVER_LIMITS, ServerLimits, TENANT_ROLES},
+        admin::{
+            actor::AdminError,
+            host_budget::{SERVER_LIMITS, ServerLimits, TENANT_ROLES},
+        },
         central::{Central, CentralError, causes, tls::CentralTlsConnector},
+        fleet::nodes,
         init::{keyring_origin, open_to_public},
         migrations,
         secrets::{keyring::Keyring, seal::SecretLocation},
@@ -64,16 +68,16 @@ pub async fn check(config: &Config) -> Vec<Check> {
         }),
     ));
 
-    let client = match enter(config).await {
-        Ok(client) => client,
+    let (central, client, version) = match enter(config).await {
+        Ok(entered) => entered,
         Err(detail) => {
             checks.push(Check::failed("central database", detail));
             return checks;
         }
     };
-    let version = migrations::latest();
-    checks
-        .push(Check::passed("central database", format!("{}, schema version {version}", config.central.url)));
+    let update = if version < migrations::latest() { "; run `pglobby init` to upgrade it" } else { "" };
+    let found = format!("{}, schema version {version}{update}", config.central.url);
+    checks.push(Check::passed("central database", found));
     checks.push(match open_to_public(&client).await {
         Ok(false) => Check::passed("central database access", "PUBLIC may not connect"),
         Ok(true) => {
@@ -81,6 +85,7 @@ pub async fn check(config: &Config) -> Vec<Check> {
         }
         Err(error) => Check::failed("central database access", error.to_string()),
     });
+    checks.extend(check_nodes(&central).await);
     if let Ok(keyring) = &keyring {
         checks.push(
             tenants_open(&client, keyring)
@@ -95,11 +100,31 @@ pub async fn check(config: &Config) -> Vec<Check> {
     checks
 }
 
-async fn enter(config: &Config) -> Result<Client, String> {
+/// The central database, a connection to it, and the version of its schema.
+async fn enter(config: &Config) -> Result<(Central, Client, i32), String> {
     let central = Central::open(config).map_err(|error| error.to_string())?;
     let client = central.connect_to(central.database()).await.map_err(|error| error.to_string())?;
-    migrations::require_current(&client).await.map_err(|error| error.to_string())?;
-    Ok(client)
+    let version = migrations::require_usable(&client).await.map_err(|error| error.to_string())?;
+    Ok((central, client, version))
+}
+
+/// Nodes of two versions are part of every rollout; with two key rings, one cannot open what another seals. An
+/// older schema has no list of nodes.
+async fn check_nodes(central: &Central) -> Option<Check> {
+    let nodes = match nodes::list(central).await {
+        Ok(nodes) => nodes,
+        Err(AdminError::Refused(_)) => return None,
+        Err(error) => return Some(Check::failed("nodes", error.to_string())),
+    };
+    let serving = nodes.iter().filter(|node| node.is_serving()).count();
+    Some(match nodes::differences(&nodes) {
+        None => Check::passed("nodes", format!("{serving} serving")),
+        Some(differences) if nodes::keys_differ(&nodes) => Check::failed(
+            "nodes",
+            format!("{serving} serving; {differences}; give every node the same key ring"),
+        ),
+        Some(differences) => Check::passed("nodes", format!("{serving} serving; {differences}")),
+    })
 }
 
 /// Loads the files as `serve` does: a file may contain the certificate of another key.

@@ -98,7 +98,7 @@ pub async fn init(config: &Config) -> Result<InitReport, InitError> {
         central: central.url().to_owned(),
         database_created,
         closed_to_public,
-        schema_version: migrations::latest(),
+        schema_version: migrations::require_usable(&client).await?,
         migrations_applied: applied.iter().map(|migration| migration.name).collect(),
         keyring: keyring_origin(config),
         keyring_created,

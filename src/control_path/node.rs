@@ -24,7 +24,7 @@ use crate::{
         },
         console::{self, ConsoleContext, Request, StatsWindow},
         directory::CentralDirectory,
-        fleet::{identity::Identity, membership, registration::Registration},
+        fleet::{Fleet, identity::Identity, membership, nodes, registration::Registration},
         http, migrations,
         onboarding::{abandoned, adopt::complete_grants, repair::mending},
         secrets::keyring_reload::ReloadableKeyring,
@@ -97,7 +97,8 @@ impl Node {
     pub async fn start(config: Config) -> Result<Self, NodeError> {
         let keyring = Arc::new(ReloadableKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;
-        migrations::require_current(&**first_client(&central, &config).await?).await.map_err(refused)?;
+        let schema = migrations::require_usable(&**first_client(&central, &config).await?).await;
+        report_schema(schema.map_err(refused)?);
         let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
         let dial = Arc::new(ArcSwap::from_pointee(DialOptions::new(&config).map_err(refused)?));
         let http = config.http_listen.map(http::bind).transpose().map_err(NodeError)?;
@@ -125,7 +126,9 @@ impl Node {
         let leases_told = Arc::<Notify>::default();
         let (requests, received) = mpsc::channel(REQUESTS_MAX);
         let window = Arc::new(StatsWindow::default());
-        let console_context = ConsoleContext { admin: context.clone(), window: window.clone(), requests };
+        let fleet = Arc::new(Fleet::new(central.clone(), registration.clone(), pools.clone()));
+        let console_context =
+            ConsoleContext { admin: context.clone(), window: window.clone(), requests, fleet: fleet.clone() };
         let proxy = Arc::new(Proxy {
             config,
             tls,
@@ -133,7 +136,7 @@ impl Node {
             pools,
             sessions: Arc::new(Sessions::default()),
             workers: threads.clone(),
-            console: console::entry(console_context),
+            console: console::entry(console_context.clone()),
             foreign_cancel: cluster_cancel::messenger(central.clone(), cancels_max),
             connection_limits: Arc::default(),
             login_turns: Arc::default(),
@@ -141,14 +144,17 @@ impl Node {
             password_pace: PasswordPace::default(),
             metrics,
         });
+        console::serve_other_nodes(proxy.clone(), console_context);
+        fleet.join().await;
         let mut tasks = vec![
             tokio::spawn(follow(
                 central.clone(),
                 proxy.clone(),
                 directory.clone(),
                 barrier,
-                (registration.clone(), leases_told.clone()),
+                (fleet, leases_told.clone()),
             )),
+            tokio::spawn(nodes::warn_of_differences(central.clone())),
             tokio::spawn(membership::keep(
                 central.clone(),
                 registration.clone(),
@@ -270,6 +276,20 @@ async fn first_client(central: &Central, config: &Config) -> Result<Object, Node
     }
 }
 
+/// Logs a schema of another version that the node works with.
+fn report_schema(found: i32) {
+    let known = migrations::latest();
+    if found < known {
+        warn!(
+            found,
+            known,
+            "the central schema is older than this pglobby; what needs the newer one is off until `pglobby init`"
+        );
+    } else if found > known {
+        info!(found, known, "the central schema is newer than this pglobby, and works with it");
+    }
+}
+
 fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {
     let tls = &config.client_tls;
     let files = tls.cert_file.as_ref().zip(tls.key_file.as_ref());
@@ -314,7 +334,7 @@ async fn follow(
     proxy: Arc<Proxy>,
     directory: Arc<CentralDirectory>,
     barrier: Arc<ChangeBarrier>,
-    (registration, leases_told): (Arc<Registration>, Arc<Notify>),
+    (fleet, leases_told): (Arc<Fleet>, Arc<Notify>),
 ) {
     let (sender, mut events) = mpsc::channel(EVENTS_MAX);
     let metrics = proxy.metrics.clone();
@@ -331,20 +351,31 @@ async fn follow(
                     move_pauses.apply().await;
                     continue;
                 }
+                () = tokio::time::sleep(HOUSEKEEPING), if fleet.pauses.must_retry() => {
+                    fleet.pauses.follow().await;
+                    continue;
+                }
             };
             let Some(event) = event else { return };
             match event {
                 FeedEvent::Changed(change) => {
                     let may_move = matches!(change, DirectoryChange::Tenant(_) | DirectoryChange::Everything);
+                    let may_have_missed_others = change == DirectoryChange::Everything;
                     proxy.apply(change).await;
                     if may_move {
                         move_pauses.apply().await;
                     }
+                    if may_have_missed_others {
+                        fleet.catch_up().await;
+                    }
                 }
-                FeedEvent::Leases { node } if registration.id() != Some(node) => leases_told.notify_one(),
+                FeedEvent::Leases { node } if fleet.registration.id() != Some(node) => {
+                    leases_told.notify_one()
+                }
                 FeedEvent::Leases { .. } => {}
                 FeedEvent::HostFull(host) => proxy.pools.make_room(&host),
                 FeedEvent::Barrier(payload) => barrier.arrived(&payload),
+                FeedEvent::Fleet(payload) => fleet.notified(&payload).await,
                 // Without waiting for its end: the client that asked is at another node.
                 FeedEvent::Cancel(key) => {
                     drop(proxy.sessions.find(key.process_id, &key.secret).map(|session| session.cancel()))

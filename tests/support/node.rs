@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio_postgres::Config;
 
 use super::{
-    client::in_time,
+    client::{Client, in_time},
     ports::ReservedPort,
     proxy::{Caller, LOG, Proxy, login_of, password_of, spawn_ready, wait_for_log},
 };
@@ -44,10 +44,20 @@ impl Node {
 
     /// A client of `tenant` that has not connected yet.
     pub fn client(&self, tenant: &str) -> Caller {
+        self.caller(&login_of(tenant), &password_of(tenant), tenant)
+    }
+
+    /// Anybody who says they are `login` and asks for `database`.
+    pub fn caller(&self, login: &str, password: &str, database: &str) -> Caller {
         let mut config = Config::new();
-        config.host("127.0.0.1").port(self.port.number).dbname(tenant);
-        config.user(login_of(tenant)).password(password_of(tenant));
+        config.host("127.0.0.1").port(self.port.number).dbname(database);
+        config.user(login).password(password);
         Caller { config }
+    }
+
+    /// Its console, for the administrator that [`Proxy::console`] has made.
+    pub async fn console(&self) -> Client {
+        self.caller("console_admin", "console secret", "pglobby").connect().await
     }
 
     pub fn port(&self) -> u16 {
@@ -66,6 +76,11 @@ impl Node {
     /// Sends `signal` and waits for the end.
     pub async fn stop_with(&mut self, signal: Signal) -> ExitStatus {
         self.signal(signal);
+        self.ended().await
+    }
+
+    /// Waits until the process has ended by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
         let mut process = self.process.take().expect("running");
         let waiting = tokio::task::spawn_blocking(move || process.wait());
         in_time("the node's end", waiting).await.unwrap().unwrap()
@@ -81,6 +96,10 @@ impl Node {
     pub async fn start_again(&mut self) {
         assert!(self.process.is_none(), "still running");
         self.process = Some(spawn_ready(self.folder.path(), &[]).await);
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join(LOG)).unwrap()
     }
 
     /// Waits until the node has logged `text`.

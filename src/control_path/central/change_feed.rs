@@ -1,5 +1,5 @@
 //! Reads what the central database reports by NOTIFY, over a connection of its own: changed rows, cancel
-//! requests of other nodes, full hosts, barriers.
+//! requests of other nodes, full hosts, barriers, what administrators ask of all nodes.
 //!
 //! PostgreSQL does not repeat notifications. After every connect, the first one included, everything may have
 //! changed. A probe at intervals finds a connection that broke without an error.
@@ -16,7 +16,7 @@ use super::{
     cluster_cancel::{CANCEL_CHANNEL, CancelKey, FULL_CHANNEL},
     tls::CentralTlsStream,
 };
-use crate::data_path::tenant::DirectoryChange;
+use crate::{control_path::fleet::FLEET_CHANNEL, data_path::tenant::DirectoryChange};
 
 /// The channel on which nodes tell each other to look at the leases of a host: `<number of the node> <host>`.
 pub const LEASES_CHANNEL: &str = "pglobby_leases";
@@ -44,6 +44,8 @@ pub enum FeedEvent {
     },
     /// A node waits until it has applied all earlier changes (`change_barrier.rs`).
     Barrier(String),
+    /// Of pauses, requests and answers of nodes (`fleet/`).
+    Fleet(String),
 }
 
 /// Sends each notification to `events`, in commit order, and [`Change::Everything`] after every connect.
@@ -88,7 +90,7 @@ async fn listen(
         central,
         client.batch_execute(
             "LISTEN pglobby_changed; LISTEN pglobby_cancel; LISTEN pglobby_full; LISTEN pglobby_mark; \
-             LISTEN pglobby_leases",
+             LISTEN pglobby_leases; LISTEN pglobby_fleet",
         ),
     );
     // Notifications before the end of LISTEN are covered by `Everything`.
@@ -147,6 +149,7 @@ fn event(channel: &str, payload: &str) -> Option<FeedEvent> {
             node.map(|node| FeedEvent::Leases { node })
         }
         BARRIER_CHANNEL => Some(FeedEvent::Barrier(payload.to_owned())),
+        FLEET_CHANNEL => Some(FeedEvent::Fleet(payload.to_owned())),
         _ => Some(FeedEvent::Changed(parse(payload))),
     }
 }

@@ -20,6 +20,7 @@ use tokio_postgres::{Client, Connection, Socket, error::DbError};
 use self::tls::{CentralTlsConnector, CentralTlsStream};
 use crate::{
     config::{Config, Keepalive},
+    control_path::migrations,
     wire::tls::TlsError,
 };
 
@@ -56,7 +57,7 @@ pub enum CentralError {
     #[error("the central database {url} did not answer within {waited:?} (central_timeout)")]
     TimedOut { url: String, waited: Duration },
     /// A query failed.
-    #[error("central database: {}", causes(.0))]
+    #[error("central database: {}{}", causes(.0), if migrations::is_older(.0) { "; if its schema is older than this pglobby, run `pglobby init`" } else { "" })]
     Query(#[from] tokio_postgres::Error),
     /// A result that the schema does not allow.
     #[error("central database: {0}")]

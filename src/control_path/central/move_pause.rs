@@ -1,8 +1,5 @@
 //! Pauses the pools of tenants that move to another host. While a tenant's row says `fenced`, its pools on
 //! this node lend no server and its sessions wait, so clients see latency and no error.
-//!
-//! A move and an administrator's PAUSE use the same switch: the end of a move also ends a PAUSE of that
-//! tenant.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -43,7 +40,7 @@ impl MovePauses {
                 }
                 for tenant in self.paused.difference(&fenced) {
                     info!(tenant, "tenant resumed after move");
-                    self.proxy.pools.resume(Some(*tenant));
+                    self.proxy.pools.resume_after_move(*tenant);
                 }
                 self.paused = fenced;
             }

@@ -148,7 +148,9 @@ impl Session {
             }
             b'P' => {
                 let command = self.extended.portal(name)?.command.clone();
-                let found = self.look(&command).await?;
+                let found = self.look(&command).await;
+                self.send_notices(connection);
+                let found = found?;
                 let columns = match &found {
                     Some((table, _)) => Some(table.clone()),
                     None => self.columns(&command).await?,
@@ -170,6 +172,7 @@ impl Session {
     async fn columns(&mut self, command: &Option<ConsoleCommand>) -> Result<Option<Table>, ConsoleError> {
         match command {
             Some(ConsoleCommand::Admin(words)) => Ok(words.columns()),
+            Some(ConsoleCommand::Show(words, place)) => Ok(Some(self.show_columns(words, place).await?)),
             question => Ok(self.look(question).await?.map(|(table, _)| table)),
         }
     }
@@ -180,7 +183,7 @@ impl Session {
         command: &Option<ConsoleCommand>,
     ) -> Result<Option<(Table, &'static str)>, ConsoleError> {
         match command {
-            Some(command @ (ConsoleCommand::Show(_) | ConsoleCommand::Select(_))) => {
+            Some(command @ (ConsoleCommand::Show(..) | ConsoleCommand::Select(_))) => {
                 match self.run(command).await? {
                     ConsoleReply::Rows { table, tag } => Ok(Some((table, tag))),
                     ConsoleReply::Done(_) => Ok(None),
@@ -203,7 +206,9 @@ impl Session {
             return Ok(());
         };
         if portal.result.is_none() {
-            match connection.while_connected(self.run(&command)).await? {
+            let answer = connection.while_connected(self.run(&command)).await;
+            self.send_notices(connection);
+            match answer? {
                 ConsoleReply::Done(tag) => {
                     connection.complete(tag);
                     return Ok(());

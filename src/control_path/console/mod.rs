@@ -1,5 +1,6 @@
 //! The admin console, database `pglobby`: SHOW with PgBouncer's commands, columns and order (our columns
-//! follow), so that its exporters and dashboards work; commands to this node; admin commands in SQL.
+//! follow), so that its exporters and dashboards work; commands to this node and to others; admin commands in
+//! SQL.
 //!
 //! It runs on the control path's threads, so a long answer delays no query.
 
@@ -7,7 +8,9 @@ mod admin_commands;
 mod config_table;
 mod connection;
 mod extended;
-mod node_commands;
+mod fleet_commands;
+mod fleet_show;
+mod node_command;
 mod result_rows;
 mod show;
 mod show_central;
@@ -16,10 +19,14 @@ mod statement;
 mod stats_window;
 mod table;
 mod tenant_counts;
+mod this_node;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
-use pgwire::{error::ErrorInfo, messages::response::ErrorResponse};
+use pgwire::{
+    error::ErrorInfo,
+    messages::response::{ErrorResponse, NoticeResponse},
+};
 use tokio::{runtime::Handle, sync::mpsc};
 use tracing::{debug, info};
 
@@ -29,9 +36,13 @@ use self::{
     extended::Extended,
     statement::ConsoleCommand,
     table::{Formats, Table},
+    this_node::ThisNode,
 };
 use crate::{
-    control_path::admin::actor::{Actor, AdminContext},
+    control_path::{
+        admin::actor::{Actor, AdminContext},
+        fleet::Fleet,
+    },
     data_path::{
         login::connection_limits::ConnectionPermit,
         proxy::{Console, ConsoleClient, Proxy},
@@ -49,6 +60,8 @@ pub struct ConsoleContext {
     pub window: Arc<StatsWindow>,
     /// Requests to the owner of the process.
     pub requests: mpsc::Sender<Request>,
+    /// The other nodes.
+    pub fleet: Arc<Fleet>,
 }
 
 /// A request of an administrator to the owner of the process.
@@ -63,25 +76,33 @@ pub enum Request {
 /// An error for the administrator. The connection stays open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ConsoleError {
-    sqlstate: &'static str,
+    sqlstate: Cow<'static, str>,
     message: String,
-    hint: Option<&'static str>,
+    hint: Option<Cow<'static, str>>,
 }
 
 impl ConsoleError {
     fn new(sqlstate: &'static str, message: impl Into<String>) -> Self {
-        Self { sqlstate, message: message.into(), hint: None }
+        Self { sqlstate: sqlstate.into(), message: message.into(), hint: None }
     }
 
-    fn hint(self, hint: &'static str) -> Self {
-        Self { hint: Some(hint), ..self }
+    fn hint(self, hint: impl Into<Cow<'static, str>>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
     }
 
     fn to_message(&self, severity: &str) -> ErrorResponse {
-        let mut info = ErrorInfo::new(severity.to_owned(), self.sqlstate.to_owned(), self.message.clone());
+        self.info(severity).into()
+    }
+
+    fn to_notice(&self) -> NoticeResponse {
+        self.info("WARNING").into()
+    }
+
+    fn info(&self, severity: &str) -> ErrorInfo {
+        let mut info = ErrorInfo::new(severity.to_owned(), self.sqlstate.to_string(), self.message.clone());
         info.severity_nonlocalized = Some(severity.to_owned());
-        info.hint = self.hint.map(str::to_owned);
-        info.into()
+        info.hint = self.hint.as_ref().map(ToString::to_string);
+        info
     }
 }
 
@@ -106,6 +127,12 @@ pub fn entry(context: ConsoleContext) -> Console {
     })
 }
 
+/// Lets other nodes run commands and SHOW on this one.
+pub fn serve_other_nodes(proxy: Arc<Proxy>, context: ConsoleContext) {
+    let fleet = context.fleet.clone();
+    fleet.answer_with(fleet_show::handler(ThisNode { proxy, context }));
+}
+
 async fn receive(visit: ConsoleClient, context: ConsoleContext) {
     let ConsoleClient { mut stream, packet, login, read_only, unsent, proxy, permit } = visit;
     if let Err(error) = stream.attach() {
@@ -127,6 +154,7 @@ async fn receive(visit: ConsoleClient, context: ConsoleContext) {
         peer: packet.peer,
         in_transaction: false,
         extended: Extended::default(),
+        notices: Vec::new(),
         _permit: permit,
     };
     let end = session.serve(connection).await;
@@ -142,6 +170,8 @@ struct Session {
     /// Between BEGIN and its end, for drivers that check the transaction status.
     in_transaction: bool,
     extended: Extended,
+    /// Warnings for the administrator, sent before the result.
+    notices: Vec<ConsoleError>,
     _permit: ConnectionPermit,
 }
 
@@ -219,7 +249,9 @@ impl Session {
             return connection.say(&not_alone().to_message("ERROR"));
         }
         for command in &commands {
-            match connection.while_connected(self.run(command)).await {
+            let answer = connection.while_connected(self.run(command)).await;
+            self.send_notices(connection);
+            match answer {
                 Ok(answer) => connection.answer(&answer, &Formats::default()),
                 Err(error) => return connection.say(&error.to_message("ERROR")),
             }
@@ -228,7 +260,9 @@ impl Session {
 
     async fn run(&mut self, command: &ConsoleCommand) -> Result<ConsoleReply, ConsoleError> {
         Ok(match command {
-            ConsoleCommand::Show(words) => ConsoleReply::Rows { table: self.show(words).await?, tag: "SHOW" },
+            ConsoleCommand::Show(words, place) => {
+                ConsoleReply::Rows { table: self.show_at(words, place).await?, tag: "SHOW" }
+            }
             ConsoleCommand::Select(what) => ConsoleReply::Rows { table: self.select(what)?, tag: "SELECT 1" },
             ConsoleCommand::Accepted(tag) => ConsoleReply::Done(tag),
             ConsoleCommand::Begin => {
@@ -240,7 +274,7 @@ impl Session {
                 self.extended.forget_portals();
                 ConsoleReply::Done(tag)
             }
-            ConsoleCommand::Node(_) | ConsoleCommand::Admin(_) if self.read_only => {
+            ConsoleCommand::Node(..) | ConsoleCommand::Admin(_) if self.read_only => {
                 return Err(ConsoleError::new(
                     "42501",
                     "permission denied: this login is read-only and may only SHOW",
@@ -249,18 +283,29 @@ impl Session {
             ConsoleCommand::Admin(words) if self.in_transaction && words.destroys() => {
                 return Err(not_alone());
             }
-            ConsoleCommand::Node(action) => {
+            ConsoleCommand::Node(command, place) => {
                 info!(
                     login = self.login.name,
-                    command = action.title(),
-                    subject = action.subject(),
+                    command = command.title(),
+                    subject = command.subject(),
+                    ?place,
                     "admin command"
                 );
-                self.run_node_command(action).await?;
-                ConsoleReply::Done(action.title())
+                self.run_node_command(command, place).await?;
+                ConsoleReply::Done(command.title())
             }
             ConsoleCommand::Admin(words) => self.run_admin_command(words).await?,
         })
+    }
+
+    fn send_notices(&mut self, connection: &mut ConsoleConnection) {
+        for notice in self.notices.drain(..) {
+            connection.say(&notice.to_notice());
+        }
+    }
+
+    fn this_node(&self) -> ThisNode {
+        ThisNode { proxy: self.proxy.clone(), context: self.context.clone() }
     }
 
     fn actor(&self) -> Actor {

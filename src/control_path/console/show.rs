@@ -5,7 +5,9 @@ use super::{
     connection::{PARAMETERS, SERVER_VERSION},
     show_central, show_traffic,
     table::{Cell, Table},
+    this_node::ThisNode,
 };
+use crate::control_path::admin::actor::Actor;
 
 /// The PgBouncer version with these SHOW commands. Exporters parse the first number.
 const VERSION: &str = concat!("PgBouncer 1.25.0 compatible console, pglobby ", env!("CARGO_PKG_VERSION"));
@@ -26,18 +28,24 @@ const HELP: &[(&str, &str)] = &[
     ("SHOW TENANTS", "tenants"),
     ("SHOW LOGINS", "logins"),
     ("SHOW HOSTS", "PostgreSQL clusters and their budgets"),
+    ("SHOW NODES", "running pglobby processes that share the central database, and where they differ"),
+    ("SHOW … ON ALL NODES | ON NODE name", "the same of other nodes, with a first column node"),
     ("SHOW LISTS", "how many there are of everything"),
     ("SHOW CONFIG", "configuration"),
     ("SHOW STATE", "whether everything is paused"),
     ("RELOAD", "read the configuration again"),
     ("PAUSE [tenant]", "close servers as they come back, and lend none until RESUME"),
     ("RESUME [tenant]", "lend servers again"),
-    ("DISABLE tenant", "let no new session in on this node"),
+    ("DISABLE tenant", "let no new session in until ENABLE"),
     ("ENABLE tenant", "let sessions in again"),
     ("RECONNECT [tenant]", "open new servers instead of those there are"),
     ("WAIT_CLOSE [tenant]", "return when the servers replaced by RECONNECT or RELOAD are closed"),
     ("KILL [tenant]", "end sessions now, and pause until RESUME"),
     ("KILL_CLIENT id", "end the session with that id of SHOW CLIENTS"),
+    (
+        "… ON NODE name, … ON ALL NODES",
+        "after any of these commands; by default RELOAD and SHUTDOWN are for this node, the others for all",
+    ),
     ("SHUTDOWN", "end now"),
     ("SHUTDOWN WAIT_FOR_SERVERS", "end when transactions have ended"),
     ("SHUTDOWN WAIT_FOR_CLIENTS", "the same: idle sessions end at once, others with their transaction"),
@@ -73,9 +81,9 @@ const HELP: &[(&str, &str)] = &[
     ("SELECT 1, SELECT version()", "answered for the sake of drivers"),
 ];
 
-impl Session {
+impl ThisNode {
     /// SHOW.
-    pub(super) async fn show(&self, words: &[String]) -> Result<Table, ConsoleError> {
+    pub(super) async fn show(&self, words: &[String], actor: &Actor) -> Result<Table, ConsoleError> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let (pools, sessions) = (&self.proxy.pools, &self.proxy.sessions);
         Ok(match words.as_slice() {
@@ -89,18 +97,21 @@ impl Session {
             ["stats_totals"] => show_traffic::stats_totals(pools),
             ["stats_averages"] => show_traffic::stats_averages(pools, &self.context.window),
             ["totals"] => show_traffic::totals(pools, &self.context.window),
-            ["databases"] => show_central::databases(&self.actor(), &self.proxy).await?,
-            ["users"] => show_central::users(&self.actor(), sessions).await?,
-            ["tenants"] => show_central::tenants(&self.actor()).await?,
-            ["logins"] => show_central::logins(&self.actor()).await?,
-            ["hosts"] => show_central::hosts(&self.actor(), pools).await?,
-            ["lists"] => show_central::lists(&self.actor(), &self.proxy).await?,
+            ["databases"] => show_central::databases(actor, &self.proxy).await?,
+            ["users"] => show_central::users(actor, sessions).await?,
+            ["tenants"] => show_central::tenants(actor).await?,
+            ["logins"] => show_central::logins(actor).await?,
+            ["hosts"] => show_central::hosts(actor, pools).await?,
+            ["lists"] => show_central::lists(actor, &self.proxy).await?,
             ["config"] => config_table::show(&self.proxy.config.load()),
             ["state"] => show_traffic::state(pools),
+            ["nodes"] => show_central::nodes(actor).await?,
             parameter => driver_parameter(parameter)?,
         })
     }
+}
 
+impl Session {
     /// SELECT of something that drivers select at connect.
     pub(super) fn select(&self, what: &str) -> Result<Table, ConsoleError> {
         let text = |column, text: &str| Ok(Table::of_text(column, text));

@@ -8,9 +8,12 @@ use super::{
     table::{Cell, Kind, Table},
 };
 use crate::{
-    control_path::admin::{
-        actor::{Actor, AdminError},
-        hosts, logins, tenants,
+    control_path::{
+        admin::{
+            actor::{Actor, AdminError},
+            hosts, logins, tenants,
+        },
+        fleet::nodes,
     },
     data_path::{
         pool::TenantPools,
@@ -91,7 +94,7 @@ pub async fn databases(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleErr
 
 /// Ids of tenants that are paused or disabled by name.
 async fn halted(actor: &Actor, pools: &TenantPools) -> Result<HashMap<String, i64>, ConsoleError> {
-    let named = pools.pauses.named();
+    let named: Vec<i64> = pools.pauses.named().into_iter().collect();
     if named.is_empty() {
         return Ok(HashMap::new());
     }
@@ -160,6 +163,11 @@ pub async fn hosts(actor: &Actor, pools: &TenantPools) -> Result<Table, ConsoleE
         row.push(pools.live_on(&host.name).into());
     }
     Ok(table)
+}
+
+/// SHOW NODES.
+pub async fn nodes(actor: &Actor) -> Result<Table, ConsoleError> {
+    Ok(Table::of("", &nodes::list(&actor.central).await?))
 }
 
 /// SHOW LISTS.

@@ -1,17 +1,18 @@
 //! What an administrator, or the driver in front of one, writes: a few words, read once into a
 //! [`ConsoleCommand`].
 
-use super::{ConsoleError, admin_commands::AdminStatement};
-use crate::{
-    data_path::sql::{self, Piece},
-    shutdown::Ending,
+use super::{
+    ConsoleError,
+    admin_commands::AdminStatement,
+    node_command::{NodeCommand, Place, ShutdownMode},
 };
+use crate::data_path::sql::{self, Piece};
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConsoleCommand {
-    /// `SHOW …`: the words after it, in lower case.
-    Show(Vec<String>),
+    /// `SHOW …`: the words after it, in lower case, and of which nodes.
+    Show(Vec<String>, Place),
     /// `SELECT …`: its words in lower case, without spaces.
     Select(String),
     /// A setting that drivers send and the console ignores; the command tag to answer.
@@ -20,67 +21,10 @@ pub enum ConsoleCommand {
     Begin,
     /// `COMMIT`, `END`, `ROLLBACK`, `ABORT`; the command tag to answer.
     End(&'static str),
-    /// A command to this node.
-    Node(NodeCommand),
+    /// A command to nodes.
+    Node(NodeCommand<String>, Place),
     /// A command about a tenant or a login, for all nodes.
     Admin(AdminStatement),
-}
-
-/// A command to this node. It holds until the process ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodeCommand {
-    /// Read the configuration again.
-    Reload,
-    /// End the process.
-    Shutdown(Ending),
-    /// End every session of a tenant, or all, and lend no server until RESUME.
-    Kill(Option<String>),
-    /// End one session.
-    KillClient(i32),
-    /// Close servers as they come back, and lend none until RESUME.
-    Pause(Option<String>),
-    /// Serve again.
-    Resume(Option<String>),
-    /// Accept no new session of the tenant.
-    Disable(String),
-    /// Accept sessions again.
-    Enable(String),
-    /// Replace the servers by new ones.
-    Reconnect(Option<String>),
-    /// Return when the servers to be closed are closed.
-    WaitClose(Option<String>),
-}
-
-impl NodeCommand {
-    /// The command's word, for logs.
-    pub fn title(&self) -> &'static str {
-        match self {
-            Self::Reload => "RELOAD",
-            Self::Shutdown(_) => "SHUTDOWN",
-            Self::Kill(_) => "KILL",
-            Self::KillClient(_) => "KILL_CLIENT",
-            Self::Pause(_) => "PAUSE",
-            Self::Resume(_) => "RESUME",
-            Self::Disable(_) => "DISABLE",
-            Self::Enable(_) => "ENABLE",
-            Self::Reconnect(_) => "RECONNECT",
-            Self::WaitClose(_) => "WAIT_CLOSE",
-        }
-    }
-
-    /// The tenant or client it names; empty if it names none.
-    pub fn subject(&self) -> String {
-        match self {
-            Self::Reload | Self::Shutdown(_) => String::new(),
-            Self::KillClient(id) => id.to_string(),
-            Self::Disable(tenant) | Self::Enable(tenant) => tenant.clone(),
-            Self::Kill(tenant)
-            | Self::Pause(tenant)
-            | Self::Resume(tenant)
-            | Self::Reconnect(tenant)
-            | Self::WaitClose(tenant) => tenant.clone().unwrap_or_default(),
-        }
-    }
 }
 
 /// Parameters that drivers set by themselves.
@@ -108,6 +52,11 @@ fn command(statement: &[Piece]) -> Result<ConsoleCommand, ConsoleError> {
     let Some((Piece::Word(verb), rest)) = statement.split_first() else {
         return Err(not_understood(statement));
     };
+    let (rest, place) = match verb.as_str() {
+        // `SELECT` and `SET` have no nodes.
+        "select" | "set" => (rest, Place::Default),
+        _ => place(rest).ok_or_else(|| not_understood(statement))?,
+    };
     let words: Vec<&str> = rest
         .iter()
         .filter_map(|piece| match piece {
@@ -117,7 +66,7 @@ fn command(statement: &[Piece]) -> Result<ConsoleCommand, ConsoleError> {
         .collect();
     Ok(match verb.as_str() {
         "show" if words.len() == rest.len() => {
-            ConsoleCommand::Show(words.into_iter().map(str::to_owned).collect())
+            ConsoleCommand::Show(words.into_iter().map(str::to_owned).collect(), place)
         }
         "select" => ConsoleCommand::Select(rest.iter().map(written).collect()),
         "set" => match words.iter().find(|word| !matches!(**word, "session" | "local")) {
@@ -130,17 +79,43 @@ fn command(statement: &[Piece]) -> Result<ConsoleCommand, ConsoleError> {
                 ));
             }
         },
+        _ if place != Place::Default && !is_for_nodes(verb) => return Err(not_understood(statement)),
         "reset" => ConsoleCommand::Accepted("RESET"),
         "discard" => ConsoleCommand::Accepted("DISCARD ALL"),
         "deallocate" => ConsoleCommand::Accepted("DEALLOCATE"),
         "begin" | "start" => ConsoleCommand::Begin,
         "commit" | "end" => ConsoleCommand::End("COMMIT"),
         "rollback" | "abort" => ConsoleCommand::End("ROLLBACK"),
-        _ => ConsoleCommand::Node(action(verb, rest).ok_or_else(|| not_understood(statement))?),
+        _ => ConsoleCommand::Node(action(verb, rest).ok_or_else(|| not_understood(statement))?, place),
     })
 }
 
-fn action(verb: &str, rest: &[Piece]) -> Option<NodeCommand> {
+/// Takes `ON ALL NODES` or `ON NODE name` from the end. A name that is not quoted may have any symbols, as
+/// `db1:6433` has. `None`: it is not complete.
+fn place(rest: &[Piece]) -> Option<(&[Piece], Place)> {
+    let is_word = |piece: &Piece, wanted: &str| matches!(piece, Piece::Word(word) if word == wanted);
+    let begin =
+        |pair: &[Piece]| is_word(&pair[0], "on") && (is_word(&pair[1], "node") || is_word(&pair[1], "all"));
+    let Some(at) = rest.windows(2).position(begin) else { return Some((rest, Place::Default)) };
+    let (command, place) = (rest.get(..at)?, rest.get(at + 1..)?);
+    let place = match place {
+        [all, nodes] if is_word(all, "all") && is_word(nodes, "nodes") => Place::AllNodes,
+        [node, Piece::Quoted(name)] if is_word(node, "node") => Place::Node(name.clone()),
+        [node, name @ ..] if is_word(node, "node") && !name.is_empty() => {
+            let is_quoted = |piece: &Piece| matches!(piece, Piece::Quoted(_));
+            (!name.iter().any(is_quoted)).then(|| Place::Node(name.iter().map(written).collect()))?
+        }
+        _ => return None,
+    };
+    Some((command, place))
+}
+
+fn is_for_nodes(verb: &str) -> bool {
+    const VERBS: &str = "reload shutdown kill kill_client pause resume disable enable reconnect wait_close";
+    VERBS.split(' ').any(|known| known == verb)
+}
+
+fn action(verb: &str, rest: &[Piece]) -> Option<NodeCommand<String>> {
     let tenant = match rest {
         [] => None,
         [Piece::Word(name) | Piece::Quoted(name)] => Some(name.clone()),
@@ -148,10 +123,10 @@ fn action(verb: &str, rest: &[Piece]) -> Option<NodeCommand> {
     };
     Some(match (verb, tenant) {
         ("reload", None) => NodeCommand::Reload,
-        ("shutdown", None) => NodeCommand::Shutdown(Ending::Now),
+        ("shutdown", None) => NodeCommand::Shutdown(ShutdownMode::Now),
         // Idle sessions end at once in both cases, others after their transaction.
         ("shutdown", Some(word)) if matches!(word.as_str(), "wait_for_servers" | "wait_for_clients") => {
-            NodeCommand::Shutdown(Ending::Drain { at_most: None })
+            NodeCommand::Shutdown(ShutdownMode::Wait)
         }
         ("kill", tenant) => NodeCommand::Kill(tenant),
         ("kill_client", Some(id)) => NodeCommand::KillClient(id.parse().ok()?),
@@ -191,7 +166,11 @@ mod tests {
     }
 
     fn show(words: &[&str]) -> ConsoleCommand {
-        ConsoleCommand::Show(words.iter().map(|word| (*word).to_owned()).collect())
+        ConsoleCommand::Show(words.iter().map(|word| (*word).to_owned()).collect(), Place::Default)
+    }
+
+    fn node(command: NodeCommand<String>) -> ConsoleCommand {
+        ConsoleCommand::Node(command, Place::Default)
     }
 
     #[test]
@@ -225,17 +204,34 @@ mod tests {
 
     #[test]
     fn a_tenant_may_be_quoted_and_may_have_a_dash() {
-        assert_eq!(one("KILL my-shop"), ConsoleCommand::Node(NodeCommand::Kill(Some("my-shop".into()))));
-        assert_eq!(
-            one("PAUSE \"My Shop\""),
-            ConsoleCommand::Node(NodeCommand::Pause(Some("My Shop".into())))
-        );
-        assert_eq!(one("pause Acme--now"), ConsoleCommand::Node(NodeCommand::Pause(Some("acme".into()))));
-        assert_eq!(one("KILL_CLIENT 42"), ConsoleCommand::Node(NodeCommand::KillClient(42)));
-        assert_eq!(
-            one("SHUTDOWN WAIT_FOR_CLIENTS"),
-            ConsoleCommand::Node(NodeCommand::Shutdown(Ending::Drain { at_most: None }))
-        );
+        assert_eq!(one("KILL my-shop"), node(NodeCommand::Kill(Some("my-shop".into()))));
+        assert_eq!(one("PAUSE \"My Shop\""), node(NodeCommand::Pause(Some("My Shop".into()))));
+        assert_eq!(one("pause Acme--now"), node(NodeCommand::Pause(Some("acme".into()))));
+        assert_eq!(one("KILL_CLIENT 42"), node(NodeCommand::KillClient(42)));
+        assert_eq!(one("SHUTDOWN WAIT_FOR_CLIENTS"), node(NodeCommand::Shutdown(ShutdownMode::Wait)));
+    }
+
+    #[test]
+    fn a_statement_may_say_for_which_nodes_it_is() {
+        let pause = NodeCommand::Pause(Some("acme".into()));
+        let at = |name: &str| Place::Node(name.to_owned());
+        for (text, place) in [
+            ("PAUSE acme ON ALL NODES", Place::AllNodes),
+            ("pause acme on node b", at("b")),
+            ("PAUSE acme ON NODE db1.example.com:6433", at("db1.example.com:6433")),
+            ("PAUSE acme ON NODE \"Rack 1\"", at("Rack 1")),
+            ("PAUSE acme ON NODE 17", at("17")),
+        ] {
+            assert_eq!(one(text), ConsoleCommand::Node(pause.clone(), place), "{text}");
+        }
+        assert_eq!(one("PAUSE ON NODE b"), ConsoleCommand::Node(NodeCommand::Pause(None), at("b")));
+        assert_eq!(one("PAUSE \"on\""), node(NodeCommand::Pause(Some("on".into()))));
+        let pools = ConsoleCommand::Show(vec!["pools".into()], Place::AllNodes);
+        assert_eq!(one("SHOW POOLS ON ALL NODES"), pools);
+        for text in ["PAUSE acme ON NODE", "PAUSE acme ON ALL", "SHOW POOLS ON NODE 'a' b", "BEGIN ON NODE b"]
+        {
+            assert_eq!(read(text).unwrap_err().sqlstate, "42601", "{text}");
+        }
     }
 
     #[test]

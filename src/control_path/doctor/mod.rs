@@ -23,6 +23,7 @@ use crate::control_path::{
         host_connection::{HostAdmin, HostSession},
         tenants::missing,
     },
+    fleet::nodes,
     init::open_to_public,
     onboarding::names::shell_word,
 };
@@ -133,6 +134,7 @@ async fn look(actor: &Actor, wanted: &[String]) -> Result<Report, AdminError> {
     let client = actor.central.client().await?;
     let mut report = Report { findings: central(actor, &client).await?, ..Report::default() };
     report.findings.extend(unfinished(&client).await?);
+    report.findings.extend(nodes_differ(actor).await?);
     let by_host = checked_tenants(&client).await?;
     for name in wanted {
         if !by_host.values().flatten().any(|checked| checked.name == *name) {
@@ -162,6 +164,22 @@ async fn look(actor: &Actor, wanted: &[String]) -> Result<Report, AdminError> {
     report.findings.retain(|finding| finding.tenant.as_deref().is_none_or(is_wanted));
     report.ok = report.findings.is_empty();
     Ok(report)
+}
+
+/// An older schema has no list of nodes.
+async fn nodes_differ(actor: &Actor) -> Result<Option<Finding>, AdminError> {
+    let nodes = match nodes::list(&actor.central).await {
+        Err(AdminError::Refused(_)) => return Ok(None),
+        nodes => nodes?,
+    };
+    let finding = |differences: String| {
+        let mend = match nodes::keys_differ(&nodes) {
+            true => "give every node the same key ring and reload it; see `pglobby node list`",
+            false => "finish the rollout, or go back; see `pglobby node list`",
+        };
+        Finding::new("nodes_differ", differences, mend)
+    };
+    Ok(nodes::differences(&nodes).map(finding))
 }
 
 /// A host without a budget is no finding: `check` and `serve` tell of it.

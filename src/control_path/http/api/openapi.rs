@@ -13,6 +13,7 @@ use crate::control_path::{
         operations::OperationSummary,
         tenants::TenantSummary,
     },
+    fleet::nodes::NodeSummary,
     onboarding::{NewTenant, drop::Dropped, move_tenant::Moved, rotate::RotatedTenant},
     secrets::key_rotation::{KeyUse, RotatedKeys},
 };
@@ -199,6 +200,7 @@ fn schemas() -> Value {
         ("Gone", answer::<Removed>()),
         ("Host", answer::<HostSummary>()),
         ("HostReport", answer::<HostReport>()),
+        ("Node", answer::<NodeSummary>()),
         ("Key", answer::<KeyUse>()),
         ("RotatedKeys", answer::<RotatedKeys>()),
         ("Operation", answer::<OperationSummary>()),

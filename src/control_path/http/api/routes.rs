@@ -22,6 +22,7 @@ use super::{
 };
 use crate::control_path::{
     admin::{api_keys::Role, audit, commands::AdminCommand, hosts, logins, operations, tenants},
+    fleet::nodes,
     onboarding::drop::DropDatabase,
     secrets::{key_rotation, scram_verifier::LoginPassword},
 };
@@ -109,6 +110,7 @@ pub fn all() -> Vec<Route> {
         patch "/v1/hosts/{name}" for Admin ("HostSettings") => 200 "HostReport",
             "Change a host; pglobby connects with the new values before it stores them", set_host;
         delete "/v1/hosts/{name}" for Admin => 200 "Gone", "Forget a host that no tenant lives on", remove_host;
+        get "/v1/nodes" for Viewer => 200 "[Node]", "All nodes, and where they differ", list_nodes;
         get "/v1/keys" for Viewer => 200 "[Key]", "Sealing keys, and what uses them", list_keys;
         post "/v1/keys/rotate" ["wait"] for Admin ("RotateKeysBody") => 200 "RotatedKeys",
             "Seal every stored credential anew", rotate_keys;
@@ -224,6 +226,10 @@ async fn set_host(Path(name): Name, caller: Caller, Body(mut body): Settings) ->
 
 async fn remove_host(Path(name): Name, caller: Caller) -> RouteResult {
     caller.execute(AdminCommand::RemoveHost { name }).await
+}
+
+async fn list_nodes(caller: Caller) -> RouteResult {
+    Ok(shown(&nodes::list(&caller.actor.central).await?))
 }
 
 async fn list_keys(caller: Caller) -> RouteResult {

@@ -1,0 +1,60 @@
+//! `pglobby node`: the running nodes.
+
+use clap::{Args, Subcommand};
+
+use crate::{
+    cli::{
+        Failure, Globals,
+        actor::actor,
+        output::{self, Json},
+        table::{self, answer, time},
+    },
+    control_path::fleet::nodes::{self, NodeSummary},
+};
+
+/// List the running nodes, the pglobby processes that share the central database
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby node list")]
+pub struct NodeCommand {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List nodes: version, since when they run, and where those that serve differ from each other
+    #[command(after_help = "Example:\n  pglobby node list --json")]
+    List(Json),
+}
+
+impl NodeCommand {
+    /// Runs the command.
+    pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
+        let Action::List(command) = self.action;
+        let nodes = nodes::list(&actor(globals).await?.central).await?;
+        answer(command.json, &nodes, || print(&nodes));
+        Ok(())
+    }
+}
+
+fn print(nodes: &[NodeSummary]) {
+    let row = |node: &NodeSummary| {
+        vec![
+            node.id.to_string(),
+            node.name.clone(),
+            node.address.clone(),
+            node.state.clone(),
+            node.version.clone(),
+            node.schema_version.to_string(),
+            time(node.started_at),
+            time(node.seen_at),
+            node.differs.join(", "),
+        ]
+    };
+    let headings = ["ID", "NAME", "ADDRESS", "STATE", "VERSION", "SCHEMA", "STARTED", "SEEN", "DIFFERS"];
+    let rows: Vec<Vec<String>> = nodes.iter().map(row).collect();
+    table::table("no nodes", &headings, &rows);
+    if let Some(differences) = nodes::differences(nodes) {
+        output::line(format!("nodes differ: {differences}"));
+    }
+}
