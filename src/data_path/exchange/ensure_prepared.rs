@@ -212,6 +212,7 @@ impl ClientMessages<'_, '_> {
     #[cold]
     pub(super) fn show_statements_to_code(&mut self) {
         self.statements.use_client_names(&self.rules.shared_statements);
-        self.server.preparer(self.under, self.startup).ensure_own(self.statements, true, self.out);
+        let mut preparer = self.server.preparer(self.under, self.startup);
+        preparer.ensure_own(self.statements, true, self.out);
     }
 }

@@ -49,7 +49,7 @@ impl Preparer<'_> {
     /// failure would, so there only statements are prepared that some server has parsed before. `in_sql`:
     /// only those made by PREPARE.
     #[cold]
-    pub fn ensure_own(self, client: &ClientStatements, in_sql: bool, out: &mut Outgoing<'_>) {
+    pub fn ensure_own(&mut self, client: &ClientStatements, in_sql: bool, out: &mut Outgoing<'_>) {
         let mut own: Vec<&Arc<Statement>> =
             client.all().filter(|statement| statement.in_sql || !in_sql).collect();
         own.sort_unstable_by_key(|statement| statement.id);
@@ -57,10 +57,9 @@ impl Preparer<'_> {
             b'I' => true,
             status => status == b'T' && statement.was_parsed(),
         };
-        let shown: Vec<_> = own.iter().copied().filter(safe).collect();
-        let mut preparer = self.keeping(shown.iter().copied());
+        let shown: Vec<_> = own.iter().copied().filter(safe).take(self.statements.statements_max()).collect();
         for statement in shown {
-            preparer.ensure_for_query(statement, out);
+            self.ensure_for_query(statement, out);
         }
     }
 }

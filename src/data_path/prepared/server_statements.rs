@@ -191,6 +191,11 @@ impl ServerStatements {
         if is_full { self.oldest().filter(|(used, _)| *used < kept_since).map(|(_, id)| id) } else { None }
     }
 
+    /// Returns the limit of the number of statements.
+    pub fn statements_max(&self) -> usize {
+        self.capacity.statements
+    }
+
     /// Returns the time of the last use, in uses.
     pub fn clock(&self) -> u64 {
         self.clock
