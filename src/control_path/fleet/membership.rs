@@ -17,18 +17,20 @@ use tokio_postgres::Client;
 use tracing::{info, warn};
 
 use super::{
+    Fleet,
     allocation::Demand,
     lease_decision::Usage,
     lease_keeper::{LeaseKeeper, Plan, VALID_FOR},
     lease_rows,
     peak::Peak,
     presence::News,
-    registration::{Inserted, Registration},
+    registration::Inserted,
 };
 use crate::{
     control_path::central::{Central, causes},
-    data_path::pool::{
-        TenantPools, host_budget::HostBudget, host_lease::HostLease, lease_requests::LeaseRequest,
+    data_path::{
+        lock::locked,
+        pool::{TenantPools, host_budget::HostBudget, host_lease::HostLease, lease_requests::LeaseRequest},
     },
 };
 
@@ -46,13 +48,8 @@ const FORGET_EVERY: Duration = Duration::from_secs(60);
 const OLDER_SCHEMA_PAUSE: Duration = Duration::from_secs(10);
 
 /// Renews until it is dropped. `told` wakes it when another node has changed its leases.
-pub async fn keep(
-    central: Central,
-    registration: Arc<Registration>,
-    pools: Arc<TenantPools>,
-    told: Arc<Notify>,
-) {
-    let mut membership = Membership::new(central, registration, pools);
+pub async fn keep(central: Central, fleet: Arc<Fleet>, pools: Arc<TenantPools>, told: Arc<Notify>) {
+    let mut membership = Membership::new(central, fleet, pools);
     loop {
         let renewed = membership.renew().await;
         let more = membership.note(&renewed);
@@ -62,7 +59,7 @@ pub async fn keep(
 
 struct Membership {
     central: Central,
-    registration: Arc<Registration>,
+    fleet: Arc<Fleet>,
     pools: Arc<TenantPools>,
     client: Option<Client>,
     keeper: LeaseKeeper,
@@ -88,11 +85,11 @@ enum Renewed {
 }
 
 impl Membership {
-    fn new(central: Central, registration: Arc<Registration>, pools: Arc<TenantPools>) -> Self {
+    fn new(central: Central, fleet: Arc<Fleet>, pools: Arc<TenantPools>) -> Self {
         let now = Instant::now();
         Self {
             central,
-            registration,
+            fleet,
             pools,
             client: None,
             keeper: LeaseKeeper::default(),
@@ -168,8 +165,8 @@ impl Membership {
     }
 
     async fn renew_with(&mut self, client: &Client) -> Result<Renewed, tokio_postgres::Error> {
-        let Some(own) = self.registration.id() else {
-            let inserted = self.registration.insert(client).await?;
+        let Some(own) = self.fleet.registration.id() else {
+            let inserted = self.fleet.registration.insert(client).await?;
             if inserted == Inserted::OlderSchema {
                 self.pools.lease_requests.set_of_new_hosts(HostLease::Whole);
                 self.budgets().iter().for_each(|(_, budget)| budget.set_lease(HostLease::Whole, false));
@@ -182,7 +179,7 @@ impl Membership {
         let sent = Instant::now();
         // In this order, as two transactions: what was removed because of an older beat is seen as missing.
         let (is_there, read) =
-            tokio::join!(biased; self.registration.beat(client), lease_rows::read(client, &hosts));
+            tokio::join!(biased; self.fleet.registration.beat(client), lease_rows::read(client, &hosts));
         let read = read?;
         if !is_there? {
             budgets.values().for_each(|budget| budget.run_out_lease());
@@ -196,6 +193,7 @@ impl Membership {
         let plan =
             self.keeper.read(own, times, &read.snapshot, |host| usage.get(host).copied().unwrap_or(nothing));
         self.is_alone = plan.is_alone;
+        locked(&self.fleet.gone).clone_from(&plan.gone);
         self.renewed = sent;
         self.log_news(&plan, own, read.names);
         let limited: Vec<&String> = read.snapshot.hosts.iter().map(|(host, _)| host).collect();

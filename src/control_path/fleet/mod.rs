@@ -14,7 +14,6 @@ pub mod identity;
 mod lease_decision;
 mod lease_keeper;
 mod lease_rows;
-mod liveness;
 pub mod membership;
 pub mod nodes;
 pub mod pauses;
@@ -26,7 +25,7 @@ pub mod requests;
 mod simulation;
 mod waiting;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::{Semaphore, watch};
 
@@ -48,6 +47,8 @@ pub struct Fleet {
     pub pauses: FleetPauses,
     /// Changes when any node has answered any request.
     answered: watch::Sender<()>,
+    /// Nodes that have a row and are gone, with their last beats, as of the last renewal.
+    pub gone: Arc<Mutex<Vec<(i64, i64)>>>,
     handler: OnceLock<Handler>,
     running: Arc<Semaphore>,
 }
@@ -74,6 +75,7 @@ impl Fleet {
             central,
             registration,
             answered: watch::Sender::new(()),
+            gone: Arc::default(),
             handler: OnceLock::new(),
             running: Arc::new(Semaphore::new(answers::RUNNING_MAX)),
         }

@@ -11,6 +11,8 @@ use std::{collections::BTreeMap, time::Duration};
 /// Longer than a lease is valid without a renewal, so that a node has stopped opening servers when others count it as
 /// gone. The difference is for clocks that do not run alike.
 pub const GONE_AFTER: Duration = Duration::from_secs(5);
+/// A node whose beat has changed within this time runs.
+const BEATS_WITHIN: Duration = Duration::from_secs(2);
 /// What the time between two reads counts at most.
 const GAP_MAX: Duration = Duration::from_millis(1500);
 
@@ -80,6 +82,11 @@ impl Presence {
         self.nodes.get(&id).is_none_or(|sighting| sighting.silent >= GONE_AFTER)
     }
 
+    /// Whether the node is seen to run.
+    pub fn beats(&self, id: i64) -> bool {
+        self.nodes.get(&id).is_some_and(|sighting| sighting.silent < BEATS_WITHIN)
+    }
+
     /// The nodes that have a row and are gone, with the beat that has not changed.
     pub fn gone(&self) -> impl Iterator<Item = (i64, i64)> {
         let gone = self.nodes.iter().filter(|(_, sighting)| sighting.silent >= GONE_AFTER);
@@ -133,6 +140,7 @@ mod tests {
         let mut presence = Presence::default();
         (0..=5).for_each(|at| drop(presence.read(ms(at * 1000), ms(at * 1000), &[(7, 1), (8, at as i64)])));
         assert!(presence.is_gone(7) && !presence.is_gone(8) && presence.is_gone(9));
+        assert!(presence.beats(8) && !presence.beats(7) && !presence.beats(9));
         assert!(presence.is_alone(8) && !presence.is_alone(7));
         assert_eq!(presence.gone().collect::<Vec<_>>(), [(7, 1)]);
         assert_eq!(presence.read(ms(5500), ms(5500), &[(7, 2)]), [News::Left(8), News::Joined(7)]);

@@ -9,10 +9,9 @@ use tracing::debug;
 pub use super::waiting::{NodeReply, Outcome};
 use super::{
     Fleet, FleetError,
-    liveness::Look,
     waiting::{NodeAnswer, NodeState, Waiting},
 };
-use crate::control_path::central::Central;
+use crate::{control_path::central::Central, data_path::lock::locked};
 
 /// Interval between looks, if no notification arrives.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -20,7 +19,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Nodes that have started later read the pauses at their start. Answers that are known are not read again.
 const ANSWERS: &str = "
     SELECT n.id, n.name, n.beat, a.status,
-        pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - n.seen_at) AS silent_s,
         CASE WHEN a.status <> 'running' AND n.id <> ALL ($2) THEN a.answer END AS answer
     FROM pglobby.node_requests r
     JOIN pglobby.nodes n ON n.id <> r.asked_by AND n.started_at <= r.asked_at
@@ -43,7 +41,7 @@ impl Fleet {
         let mut answered = self.answered.subscribe();
         let request = self.insert(target, actor, command).await?;
         let begun = Instant::now();
-        let mut waiting = Waiting::default();
+        let mut waiting = Waiting::new(locked(&self.gone).clone());
         loop {
             answered.borrow_and_update();
             let rows = self.central.client().await?.query(ANSWERS, &[&request.id, &waiting.known()]).await?;
@@ -92,13 +90,11 @@ impl Drop for Request {
 }
 
 fn state(row: &Row) -> Result<NodeState, tokio_postgres::Error> {
-    let silent: f64 = row.try_get("silent_s")?;
-    let silent = Duration::try_from_secs_f64(silent.max(0.0)).unwrap_or(Duration::MAX);
     let answer = || Ok(row.try_get::<_, Option<Value>>("answer")?.unwrap_or_default());
     Ok(NodeState {
         id: row.try_get("id")?,
         name: row.try_get("name")?,
-        look: Look { beat: row.try_get("beat")?, silent },
+        beat: row.try_get("beat")?,
         answer: match row.try_get("status")? {
             None => None,
             Some("done") => Some(NodeAnswer::Done(answer()?)),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 
-use super::liveness::{Liveness, Look};
+use super::presence::Presence;
 
 /// One node's part in a request.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,8 +36,8 @@ pub struct NodeState {
     pub id: i64,
     /// Its name.
     pub name: String,
-    /// Signs of life.
-    pub look: Look,
+    /// Its beat.
+    pub beat: i64,
     /// How far it is with the request.
     pub answer: Option<NodeAnswer>,
 }
@@ -57,10 +57,17 @@ pub enum NodeAnswer {
 #[derive(Debug, Default)]
 pub struct Waiting {
     nodes: Option<BTreeMap<i64, (String, Option<Outcome>)>>,
-    liveness: Liveness,
+    presence: Presence,
+    /// Nodes that are gone already, with the beat that has not changed.
+    gone: Vec<(i64, i64)>,
 }
 
 impl Waiting {
+    /// Does not wait for nodes that are `gone` (number and beat), unless they beat again.
+    pub fn new(gone: Vec<(i64, i64)>) -> Self {
+        Self { gone, ..Self::default() }
+    }
+
     /// Ids of the nodes whose outcome is known.
     pub fn known(&self) -> Vec<i64> {
         let nodes = self.nodes.iter().flatten();
@@ -75,7 +82,12 @@ impl Waiting {
         begin_within: Duration,
         states: Vec<NodeState>,
     ) -> Option<Vec<NodeReply>> {
-        self.liveness.observe(waited, states.iter().map(|state| (state.id, state.look)));
+        let beats: Vec<(i64, i64)> = states.iter().map(|state| (state.id, state.beat)).collect();
+        self.presence.read(waited, waited, &beats);
+        let is_gone = |id: i64| {
+            let known = |gone: &(i64, i64)| gone.0 == id && beats.contains(gone);
+            self.presence.is_gone(id) || self.gone.iter().any(known)
+        };
         let expected = || states.iter().map(|state| (state.id, (state.name.clone(), None))).collect();
         let nodes = self.nodes.get_or_insert_with(expected);
         let mut answers: BTreeMap<i64, Option<NodeAnswer>> =
@@ -86,9 +98,9 @@ impl Waiting {
                 None => Some(Outcome::Gone),
                 Some(Some(NodeAnswer::Done(result))) => Some(Outcome::Done(result)),
                 Some(Some(NodeAnswer::Failed(error))) => Some(Outcome::Failed(error)),
-                Some(_) if self.liveness.is_gone(*id) => Some(Outcome::Gone),
+                Some(_) if is_gone(*id) => Some(Outcome::Gone),
                 // A node that does not beat is waited for until it is gone, or beats.
-                Some(None) if waited >= begin_within && self.liveness.beats(*id) => Some(Outcome::Silent),
+                Some(None) if waited >= begin_within && self.presence.beats(*id) => Some(Outcome::Silent),
                 Some(_) => None,
             };
         }
@@ -106,8 +118,7 @@ mod tests {
     const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
     fn state(id: i64, beat: u64, answer: Option<NodeAnswer>) -> NodeState {
-        let look = Look { beat: i64::try_from(beat).unwrap(), silent: Duration::ZERO };
-        NodeState { id, name: format!("n{id}"), look, answer }
+        NodeState { id, name: format!("n{id}"), beat: i64::try_from(beat).unwrap(), answer }
     }
 
     /// The outcome of a request to one node that is in `at(second)` each second, and the second of the outcome.
@@ -146,6 +157,16 @@ mod tests {
         // Stopped, and continued before it counts as gone.
         let stopped = |at: u64| vec![state(1, if at < 4 { 0 } else { at }, None)];
         assert_eq!(outcome(stopped), (5, vec![Outcome::Silent]));
+    }
+
+    #[test]
+    fn a_node_that_is_known_to_be_gone_is_not_waited_for_unless_it_beats() {
+        let mut waiting = Waiting::new(vec![(1, 7)]);
+        let both = || vec![state(1, 7, None), state(2, 3, Some(NodeAnswer::Done(Value::Null)))];
+        let replies = waiting.look(Duration::ZERO, BEGIN_WITHIN, both()).unwrap();
+        assert_eq!(replies[0].outcome, Outcome::Gone);
+        let mut waiting = Waiting::new(vec![(1, 7)]);
+        assert_eq!(waiting.look(Duration::ZERO, BEGIN_WITHIN, vec![state(1, 8, None)]), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::*;
 /// A quadratic parser would need minutes for each of these.
 #[test]
 fn hostile_texts_take_linear_time() {
-    const BYTES: usize = 200_000;
+    const BYTES: usize = 60_000;
     const PREFIXES: [&str; 6] = [
         "",
         "select ",
