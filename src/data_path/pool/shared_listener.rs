@@ -17,7 +17,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -66,7 +66,8 @@ struct State {
     outbox: Vec<u8>,
     /// Queries in the outbox or sent, without an answer yet.
     unanswered: VecDeque<PendingQuery>,
-    successor: Option<Arc<Pool>>,
+    /// The pool to go on with. Weak: the pool holds this listener, which stays after it has ended.
+    successor: Weak<Pool>,
     /// Why the listener has ended.
     ended: Option<ClientError>,
 }
@@ -171,7 +172,7 @@ impl ListenerSlot {
     /// The pool was replaced: the listener goes on with a connection of the new one.
     pub fn replaced_by(&self, pool: &Arc<Pool>) {
         if let Some(listener) = self.now() {
-            locked(&listener.state).successor = Some(pool.clone());
+            locked(&listener.state).successor = Arc::downgrade(pool);
             listener.changed.notify_one();
         }
     }
@@ -210,7 +211,8 @@ impl SharedListener {
         if let Some(reason) = &state.ended {
             return Instruction::End(reason.clone());
         }
-        state.successor.take().map_or(Instruction::Nothing, Instruction::Move)
+        let successor = std::mem::take(&mut state.successor);
+        successor.upgrade().map_or(Instruction::Nothing, Instruction::Move)
     }
 
     pub(super) fn take_outbox(&self) -> Vec<u8> {

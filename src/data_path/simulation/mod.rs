@@ -152,6 +152,33 @@ async fn stay_idle_while_pools_change() -> Result<(), String> {
     world.settle().await
 }
 
+/// A shared listener that had ended was told the next pool and kept it, and the pool kept the listener: a tenant that was
+/// suspended, or not used for a while, left its pool with all of its statements in memory.
+#[test]
+fn a_pool_whose_listener_has_ended_is_freed_when_it_is_closed() {
+    assert_eq!(run_one(close_a_pool_that_had_a_listener()), Ok(()));
+}
+
+async fn close_a_pool_that_had_a_listener() -> Result<(), String> {
+    let world = Arc::new(World::new(1, calm(1))?);
+    let mut client = Client::connect(world.clone(), 0, 0).await.map_err(text)?;
+    client.request("LISTEN news").await.map_err(text)?;
+    drop(client);
+    world.settle().await?;
+    for _ in 0..3 {
+        world.change_tenant(0).await;
+    }
+    let replaced = world.proxy.pools.all().iter().any(|pool| pool.tenant.generation > 1);
+    world.suspend_tenant(0).await;
+    world.settle().await?;
+    world.proxy.pools.maintain().await;
+    match world.proxy.pools.kept() {
+        _ if !replaced => Err("the pool was not replaced".to_owned()),
+        0 => Ok(()),
+        kept => Err(format!("{kept} closed pools are kept")),
+    }
+}
+
 fn run(seed: u64) -> Result<(), String> {
     run_one(simulate(seed))
 }

@@ -20,7 +20,9 @@ use crate::{
         proxy::Proxy,
         server::{DialOptions, dial::SimulatedHost},
         sessions::registry::Sessions,
-        tenant::{Access, DirectoryChange, Host as TenantHost, HostAddress, Login, LoginKind, Tenant},
+        tenant::{
+            Access, DirectoryChange, Host as TenantHost, HostAddress, Login, LoginKind, Tenant, TenantStatus,
+        },
         worker::Worker,
     },
     metrics::Metrics,
@@ -181,6 +183,16 @@ impl World {
             tenant.clone()
         };
         self.proxy.pools.refresh(&changed).await;
+    }
+
+    /// A tenant is suspended: its pool is closed. Its sessions are not ended.
+    pub async fn suspend_tenant(&self, index: usize) {
+        let (before, (shape, _)) = (self.tenant(index), &self.tenants[index % self.tenants.len()]);
+        let mut tenant = shape.tenant(before.generation + 1, before.weight);
+        if let Some(tenant) = Arc::get_mut(&mut tenant) {
+            tenant.status = TenantStatus::Suspended;
+        }
+        self.proxy.pools.refresh(&tenant).await;
     }
 
     /// Sessions and servers, for a violation.
