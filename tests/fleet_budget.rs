@@ -39,6 +39,21 @@ async fn servers(central: &Client) -> usize {
     central.ask(sql).await.parse().unwrap()
 }
 
+/// Another node, which reaches the central database by a forwarder.
+async fn node_by_forwarder(proxy: &Proxy, way: &Forwarder) -> Node {
+    let url = format!("{:?}", proxy.cluster.url("central"));
+    let port = proxy.cluster.port().to_string();
+    assert!(url.contains(&port), "{url}");
+    let url = url.replace(&port, &way.port.to_string());
+    Node::beside(proxy, &[("node_name", "\"two\""), ("central.url", &url)]).await
+}
+
+/// The first node has the whole budget; how many servers another one has left depends on the moment.
+async fn has_whole_budget(proxy: &Proxy) {
+    let own = r#"pglobby_host_servers{host="default"}"#;
+    in_time("the whole budget", async { while proxy.metric(own).await != 6.0 {} }).await;
+}
+
 /// Clients of both tenants at one node, which always have a query under way.
 struct Load {
     over: Arc<AtomicBool>,
@@ -175,9 +190,7 @@ async fn a_node_that_was_stopped_closes_what_others_have_got_meanwhile() {
     watch.allow_beyond_budget(3);
     second.signal(Signal::STOP);
     becomes(&central, LEASES, "6").await;
-    // The first node alone; how many the other one has left depends on the moment.
-    let own = r#"pglobby_host_servers{host="default"}"#;
-    in_time("the whole budget", async { while proxy.metric(own).await != 6.0 {} }).await;
+    has_whole_budget(&proxy).await;
     one.goes_on().await;
 
     second.signal(Signal::CONT);
@@ -194,11 +207,7 @@ async fn a_node_that_was_stopped_closes_what_others_have_got_meanwhile() {
 async fn a_node_that_is_cut_off_from_the_central_database_serves_on_with_what_it_has() {
     let (proxy, central) = first_node(&[]).await;
     let way = Forwarder::to(proxy.cluster.port()).await;
-    let url = format!("{:?}", proxy.cluster.url("central"));
-    let (port, by_way) = (proxy.cluster.port().to_string(), way.port.to_string());
-    assert!(url.contains(&port), "{url}");
-    let keys = [("node_name", "\"two\""), ("central.url", &url.replace(&port, &by_way))];
-    let second = Node::beside(&proxy, &keys).await;
+    let second = node_by_forwarder(&proxy, &way).await;
     let one = Load::begin(|tenant| proxy.client(tenant)).await;
     let two = Load::begin(|tenant| second.client(tenant)).await;
     let watch = Watch::begin(&proxy).await;
@@ -208,9 +217,7 @@ async fn a_node_that_is_cut_off_from_the_central_database_serves_on_with_what_it
     way.set(Fault::CutAfter(0));
     second.logged("leases have run out").await;
     becomes(&central, LEASES, "6").await;
-    // The first node alone; how many the other one has left depends on the moment.
-    let own = r#"pglobby_host_servers{host="default"}"#;
-    in_time("the whole budget", async { while proxy.metric(own).await != 6.0 {} }).await;
+    has_whole_budget(&proxy).await;
     two.goes_on().await;
     one.goes_on().await;
 
@@ -229,12 +236,9 @@ async fn a_node_alone_has_the_whole_budget_however_long_the_central_database_is_
     let (proxy, central) = first_node(&[]).await;
     becomes(&central, "SELECT count(*) FROM pglobby.nodes", "1").await;
     let way = Forwarder::to(proxy.cluster.port()).await;
-    let url = format!("{:?}", proxy.cluster.url("central"));
-    let (port, by_way) = (proxy.cluster.port().to_string(), way.port.to_string());
-    let keys = [("node_name", "\"two\""), ("central.url", &url.replace(&port, &by_way))];
     let mut proxy = proxy;
     proxy.stop_with(Signal::TERM).await;
-    let only = Node::beside(&proxy, &keys).await;
+    let only = node_by_forwarder(&proxy, &way).await;
     let client = only.client(TENANTS[0]).connect().await;
     assert_eq!(client.ask("SELECT 'served'").await, "served");
     becomes(&central, LEASES, "6").await;

@@ -1,7 +1,7 @@
 //! A node: all that `pglobby serve` and `pglobby dev` run, put together.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -123,7 +123,6 @@ impl Node {
             TenantPools::new(threads.clone(), config.clone(), dial.clone(), before_first, look_again, mend);
         // Nothing is opened before the first look at the leases.
         pools.lease_requests.set_of_new_hosts(HostLease::NOTHING_YET);
-        let leases_told = Arc::<Notify>::default();
         let (requests, received) = mpsc::channel(REQUESTS_MAX);
         let window = Arc::new(StatsWindow::default());
         let fleet = Arc::new(Fleet::new(central.clone(), registration.clone(), pools.clone()));
@@ -146,30 +145,8 @@ impl Node {
         });
         console::serve_other_nodes(proxy.clone(), console_context);
         fleet.join().await;
-        let mut tasks = vec![
-            tokio::spawn(follow(
-                central.clone(),
-                proxy.clone(),
-                directory.clone(),
-                barrier,
-                (fleet.clone(), leases_told.clone()),
-            )),
-            tokio::spawn(nodes::warn_of_differences(central.clone())),
-            tokio::spawn(membership::keep(
-                central.clone(),
-                fleet.clone(),
-                proxy.pools.clone(),
-                leases_told.clone(),
-            )),
-            tokio::spawn(maintain(proxy.clone(), window)),
-            tokio::spawn(timeouts::watch(proxy.sessions.clone(), proxy.config.clone(), threads)),
-            tokio::spawn(abandoned::watch(context.clone(), proxy.metrics.clone())),
-            tokio::spawn(host_budget::warn_at_start(context.actor("pglobby"))),
-        ];
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
-        if let Some(listener) = http {
-            tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), directory, context)));
-        }
+        let tasks = spawn_tasks(context, &proxy, directory, fleet, window, http);
         let accepting = listeners.serve(&proxy).map_err(refused)?;
         for address in listeners.addresses() {
             info!(%address, "accepting clients");
@@ -254,6 +231,33 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.stop_tasks();
     }
+}
+
+/// What runs beside the sessions for as long as the node does.
+fn spawn_tasks(
+    context: AdminContext,
+    proxy: &Arc<Proxy>,
+    directory: Arc<CentralDirectory>,
+    fleet: Arc<Fleet>,
+    window: Arc<StatsWindow>,
+    http: Option<TcpListener>,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let AdminContext { central, barrier, .. } = context.clone();
+    let told = Arc::<Notify>::default();
+    let told_of = (fleet.clone(), told.clone());
+    let mut tasks = vec![
+        tokio::spawn(follow(central.clone(), proxy.clone(), directory.clone(), barrier, told_of)),
+        tokio::spawn(nodes::warn_of_differences(central.clone())),
+        tokio::spawn(membership::keep(central, fleet, proxy.pools.clone(), told)),
+        tokio::spawn(maintain(proxy.clone(), window)),
+        tokio::spawn(timeouts::watch(proxy.sessions.clone(), proxy.config.clone(), proxy.workers.clone())),
+        tokio::spawn(abandoned::watch(context.clone(), proxy.metrics.clone())),
+        tokio::spawn(host_budget::warn_at_start(context.actor("pglobby"))),
+    ];
+    if let Some(listener) = http {
+        tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), directory, context)));
+    }
+    tasks
 }
 
 /// A connection to the central database. Retries if the database is still starting, for example after a

@@ -1,4 +1,4 @@
-//! Another node: a process of its own that serves the tenants of a [`Proxy`]'s central database.
+//! A node: a process that serves. A [`Proxy`] is the first one; others serve the tenants of its central database.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio_postgres::Config;
 
 use super::{
-    client::{Client, in_time},
+    client::{Client, in_time, tail_of},
     ports::ReservedPort,
     proxy::{Caller, LOG, Proxy, login_of, password_of, spawn_ready, wait_for_log},
 };
@@ -18,10 +18,11 @@ use super::{
 /// A node that serves. It ends with the test, and before the proxy that it is beside.
 pub struct Node {
     /// `None` after it was stopped.
-    process: Option<Child>,
-    folder: TempDir,
-    port: ReservedPort,
-    http: ReservedPort,
+    pub(super) process: Option<Child>,
+    pub(super) folder: TempDir,
+    pub(super) port: ReservedPort,
+    pub(super) http: ReservedPort,
+    pub(super) environment: Vec<(String, String)>,
 }
 
 impl Node {
@@ -39,7 +40,7 @@ impl Node {
             kept.chain(all.iter().map(|(key, value)| format!("{key} = {value}"))).collect();
         fs::write(folder.path().join("proxy.toml"), lines.join("\n") + "\n").unwrap();
         let process = spawn_ready(folder.path(), &[]).await;
-        Self { process: Some(process), folder, port, http }
+        Self { process: Some(process), folder, port, http, environment: Vec::new() }
     }
 
     /// A client of `tenant` that has not connected yet.
@@ -68,9 +69,13 @@ impl Node {
         self.http.number
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("running").id()
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let pid = self.process.as_ref().expect("running").id();
-        rustix::process::kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     /// Sends `signal` and waits for the end.
@@ -95,7 +100,7 @@ impl Node {
     /// After an end: the same configuration, the same ports.
     pub async fn start_again(&mut self) {
         assert!(self.process.is_none(), "still running");
-        self.process = Some(spawn_ready(self.folder.path(), &[]).await);
+        self.process = Some(spawn_ready(self.folder.path(), &self.environment).await);
     }
 
     pub fn log(&self) -> String {
@@ -115,8 +120,8 @@ impl Drop for Node {
             let _ = process.wait();
         }
         if std::thread::panicking() {
-            let log = self.folder.path().join(LOG);
-            eprintln!("--- log of another node ---\n{}", super::client::tail_of(&log));
+            let log = tail_of(&self.folder.path().join(LOG));
+            eprintln!("--- pglobby's log, port {} ---\n{log}", self.port.number);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
+    ops::{Deref, DerefMut},
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -23,19 +24,30 @@ use tokio_postgres::Config;
 use super::{
     client::{Client, PATIENCE, in_time, tail_of},
     cluster::Cluster,
+    node::Node,
     ports::ReservedPort,
     wire::Wire,
 };
 
 /// A proxy that serves, with its PostgreSQL. Both end with the test.
 pub struct Proxy {
-    /// `None` after it was stopped.
-    process: Option<Child>,
-    folder: TempDir,
-    port: ReservedPort,
-    http: ReservedPort,
-    environment: Vec<(String, String)>,
+    node: Node,
     pub cluster: Cluster,
+}
+
+/// A proxy is used like any other node.
+impl Deref for Proxy {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl DerefMut for Proxy {
+    fn deref_mut(&mut self) -> &mut Node {
+        &mut self.node
+    }
 }
 
 /// What the proxy is to be like.
@@ -57,28 +69,12 @@ impl Proxy {
         Builder { cluster: None, tenants: Vec::new(), config: BTreeMap::new(), environment: Vec::new() }
     }
 
-    pub fn port(&self) -> u16 {
-        self.port.number
-    }
-
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        self.node.folder.path()
     }
 
     pub fn config_file(&self) -> PathBuf {
-        self.folder.path().join("proxy.toml")
-    }
-
-    /// A client of `tenant` that has not connected yet.
-    pub fn client(&self, tenant: &str) -> Caller {
-        self.caller(&login_of(tenant), &password_of(tenant), tenant)
-    }
-
-    /// Anybody who says they are `login` and asks for `database`.
-    pub fn caller(&self, login: &str, password: &str, database: &str) -> Caller {
-        let mut config = Config::new();
-        config.host("127.0.0.1").port(self.port()).user(login).password(password).dbname(database);
-        Caller { config }
+        self.node.folder.path().join("proxy.toml")
     }
 
     /// The tenant's URL, as an application is given it.
@@ -101,7 +97,7 @@ impl Proxy {
 
     /// Runs `pglobby ARGUMENTS --config …`, `stdin` given to it.
     pub fn command_with(&self, arguments: &[&str], stdin: &str) -> Output {
-        run_command(&self.config_file(), &self.environment, arguments, stdin)
+        run_command(&self.config_file(), &self.node.environment, arguments, stdin)
     }
 
     /// Runs `pglobby ARGUMENTS --config …`, which must succeed; what it printed.
@@ -140,12 +136,12 @@ impl Proxy {
     }
 
     pub fn create_tenant(&self, name: &str) {
-        create_tenant(&self.config_file(), &self.environment, name);
+        create_tenant(&self.config_file(), &self.node.environment, name);
     }
 
     /// `pglobby login create NAME OPTIONS…`, with this password.
     pub fn create_login(&self, name: &str, password: &str, options: &[&str]) {
-        create_login(&self.config_file(), &self.environment, name, password, options);
+        create_login(&self.config_file(), &self.node.environment, name, password, options);
     }
 
     /// An administrator's console.
@@ -159,13 +155,9 @@ impl Proxy {
 
     /// The body of `GET path` on the HTTP port, and its status.
     pub async fn http_get(&self, path: &str) -> (u16, String) {
-        in_time(path, http_get(self.http.number, path))
+        in_time(path, http_get(self.http_port(), path))
             .await
             .unwrap_or_else(|error| panic!("{path}: {error}"))
-    }
-
-    pub fn http_port(&self) -> u16 {
-        self.http.number
     }
 
     /// The value of a metric, its labels included in `name`, as `pglobby_pools{tenant="acme"}`.
@@ -175,50 +167,16 @@ impl Proxy {
         line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
     }
 
-    pub fn pid(&self) -> u32 {
-        self.process.as_ref().expect("running").id()
-    }
-
-    pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    /// Sends `signal` and waits for the end.
-    pub async fn stop_with(&mut self, signal: Signal) -> ExitStatus {
-        self.signal(signal);
-        self.ended().await
-    }
-
-    /// Waits until the process has ended by itself.
-    pub async fn ended(&mut self) -> ExitStatus {
-        let mut process = self.process.take().expect("running");
-        let waiting = tokio::task::spawn_blocking(move || process.wait());
-        in_time("the proxy's end", waiting).await.unwrap().unwrap()
-    }
-
-    pub fn kill_9(&mut self) {
-        let mut process = self.process.take().expect("running");
-        process.kill().unwrap();
-        process.wait().unwrap();
-    }
-
-    /// After an end: the same configuration, the same ports.
-    pub async fn start_again(&mut self) {
-        assert!(self.process.is_none(), "still running");
-        self.process = Some(spawn_ready(self.folder.path(), &self.environment).await);
-    }
-
     /// The same, where the start waits for something: `then` is done once `waiting` is logged.
     pub async fn start_while(&mut self, then: impl FnOnce(&mut Cluster), waiting: &str) {
-        assert!(self.process.is_none(), "still running");
-        let (folder, environment) = (self.folder.path().to_owned(), self.environment.clone());
+        assert!(self.node.process.is_none(), "still running");
+        let (folder, environment) = (self.node.folder.path().to_owned(), self.node.environment.clone());
         let here = tokio::runtime::Handle::current();
         let starting = move || here.block_on(spawn_ready(&folder, &environment));
         let started = tokio::task::spawn_blocking(starting);
         self.logged(waiting).await;
         then(&mut self.cluster);
-        self.process = Some(started.await.unwrap());
+        self.node.process = Some(started.await.unwrap());
     }
 
     /// Rewrites a key of proxy.toml (a value as TOML writes it). Takes effect at the next HUP or start.
@@ -228,27 +186,6 @@ impl Proxy {
         let kept = text.lines().filter(|line| !line.starts_with(&start));
         let text: Vec<String> = kept.map(str::to_owned).chain([format!("{key} = {value}")]).collect();
         fs::write(self.config_file(), text.join("\n") + "\n").unwrap();
-    }
-
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join(LOG)).unwrap()
-    }
-
-    /// Waits until the proxy has logged `text`.
-    pub async fn logged(&self, text: &str) {
-        wait_for_log(self.folder.path(), text).await;
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-        if std::thread::panicking() {
-            eprintln!("--- pglobby's log ---\n{}", tail_of(&self.folder.path().join(LOG)));
-        }
     }
 }
 
@@ -313,7 +250,8 @@ impl Builder {
             create_login(&file, &environment, &login_of(tenant), &password_of(tenant), &["--tenant", tenant]);
         }
         let process = spawn_ready(folder.path(), &environment).await;
-        Proxy { process: Some(process), folder, port, http, environment, cluster }
+        let node = Node { process: Some(process), folder, port, http, environment };
+        Proxy { node, cluster }
     }
 }
 

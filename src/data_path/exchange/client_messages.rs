@@ -457,7 +457,8 @@ impl ClientMessages<'_, '_> {
     }
 
     fn describe(&mut self, bytes: &[u8]) -> Handled {
-        let Ok((kind, name)) = kind_and_name(bytes) else { return self.invalid(bytes) };
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let Ok((kind, name)) = kind_and_name(body) else { return self.invalid(bytes) };
         if kind == b'S' && (self.may_change_meaning(name) || self.server.replies.unnamed_may_change()) {
             return AWAIT_REPLIES;
         }
@@ -510,7 +511,8 @@ impl ClientMessages<'_, '_> {
     /// the Close is unknown to the server, and PostgreSQL answers such a Close with CloseComplete.
     fn close(&mut self, bytes: &[u8]) -> Handled {
         self.server.unanswered_bytes += bytes.len();
-        let Ok((kind, name)) = kind_and_name(bytes) else { return self.invalid(bytes) };
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let Ok((kind, name)) = kind_and_name(body) else { return self.invalid(bytes) };
         if kind == b'S' && self.may_change_meaning(name) {
             return AWAIT_REPLIES;
         }

@@ -399,8 +399,7 @@ pub fn violation(error: FrameError) -> ClientError {
 #[inline]
 pub fn need_of_client(tag: u8, length: usize, rules: &SessionRules) -> Result<Need, FrameError> {
     let (length_max, need) = match tag {
-        b'Q' if length <= rules.inspect_bytes_max => (LARGE_MESSAGE_MAX, Need::Whole),
-        b'P' if length <= rules.inspect_bytes_max => (LARGE_MESSAGE_MAX, Need::Whole),
+        b'Q' | b'P' if length <= rules.inspect_bytes_max => (LARGE_MESSAGE_MAX, Need::Whole),
         b'P' => (LARGE_MESSAGE_MAX, Need::Strings(1)),
         b'B' if rules.sees_binds && length <= CHOICE_BYTES_MAX => (LARGE_MESSAGE_MAX, Need::Whole),
         b'B' => (LARGE_MESSAGE_MAX, Need::Strings(2)),

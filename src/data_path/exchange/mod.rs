@@ -44,3 +44,4 @@ pub use self::pg_terminate_backend::SignalSender;
 
 pub use self::server_side::{ChunkEvents, ExchangeError, ServerSide};
 pub use self::skipped_messages::{FIRST_MESSAGE_BYTES, FirstMessage, invalid_format};
+pub use self::tenant_choice::kind_and_name;

@@ -68,7 +68,9 @@ impl<'s> Preparer<'s> {
     /// The client's message needs all of these.
     pub fn keeping<'k>(self, needed: impl IntoIterator<Item = &'k Arc<Statement>>) -> Self {
         let kept_since = self.statements.clock() + 1;
-        needed.into_iter().for_each(|statement| self.statements.touch(statement));
+        for statement in needed {
+            self.statements.find(statement, self.replies.batch());
+        }
         Self { kept_since, ..self }
     }
 }

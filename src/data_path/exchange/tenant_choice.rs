@@ -41,11 +41,10 @@ fn names_pglobby(bytes: &[u8]) -> bool {
     bytes.windows(NAME.len()).any(|window| window.eq_ignore_ascii_case(NAME))
 }
 
-/// The kind (`S` or `P`) and name in a Describe or Close.
+/// The kind (`S` or `P`) and name in the body of a Describe or Close.
 #[inline(always)]
-pub(super) fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), FrameError> {
-    let (kind, mut rest) =
-        bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first).ok_or(FrameError::Strings)?;
+pub fn kind_and_name(body: &[u8]) -> Result<(u8, &[u8]), FrameError> {
+    let (kind, mut rest) = body.split_first().ok_or(FrameError::Strings)?;
     Ok((*kind, cstr(&mut rest)?))
 }
 
@@ -100,12 +99,10 @@ impl ClientMessages<'_, '_> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = match tag {
             b'B' => cstr(&mut body).and_then(|_| cstr(&mut body)).map_err(violation)?,
-            _ => {
-                Some(kind_and_name(bytes).map_err(violation)?)
-                    .filter(|(kind, _)| *kind == b'S')
-                    .unwrap_or_default()
-                    .1
-            }
+            _ => match kind_and_name(body).map_err(violation)? {
+                (b'S', name) => name,
+                _ => b"",
+            },
         };
         let statement = self.statements.get(name).filter(|_| !name.is_empty()).cloned();
         match (tag, statement) {

@@ -53,11 +53,11 @@ impl Preparer<'_> {
         let mut own: Vec<&Arc<Statement>> =
             client.all().filter(|statement| statement.in_sql || !in_sql).collect();
         own.sort_unstable_by_key(|statement| statement.id);
-        let safe = |statement: &&Arc<Statement>| match self.replies.status() {
+        let safe = |statement: &&&Arc<Statement>| match self.replies.status() {
             b'I' => true,
             status => status == b'T' && statement.was_parsed(),
         };
-        let shown: Vec<_> = own.iter().copied().filter(safe).take(self.statements.statements_max()).collect();
+        let shown: Vec<_> = own.iter().filter(safe).take(self.statements.statements_max()).collect();
         for statement in shown {
             self.ensure_for_query(statement, out);
         }

@@ -201,14 +201,6 @@ impl ServerStatements {
         self.clock
     }
 
-    /// The statement is about to be used.
-    pub fn touch(&mut self, statement: &Statement) {
-        self.clock += 1;
-        if let Some(entry) = self.statements.get_mut(&statement.id) {
-            entry.used = self.clock;
-        }
-    }
-
     /// The time of its last use, and its number.
     fn oldest(&mut self) -> Option<(u64, u64)> {
         let is_unused_since =

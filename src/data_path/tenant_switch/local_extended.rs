@@ -7,12 +7,9 @@ use super::{
     messages::{self, Type},
 };
 use crate::{
-    data_path::exchange::{ClientSide, violation},
+    data_path::exchange::{ClientSide, kind_and_name, violation},
     error::{ClientError, TenantSwitchError},
-    wire::{
-        frame::{FrameError, cstr},
-        message::append,
-    },
+    wire::{frame::cstr, message::append},
 };
 
 /// The most open portals while no server is held; drivers use one.
@@ -63,7 +60,7 @@ impl LocalResponder {
     }
 
     pub(super) fn describe(&mut self, body: &[u8], to: &mut Answering<'_>) -> BatchResult {
-        let (kind, name) = kind_and_name(body)?;
+        let (kind, name) = kind_and_name(body).map_err(violation)?;
         if let Some(portal) = self.portals.get(name).filter(|_| kind == b'P') {
             describe(&portal.plan, portal.binary, to.replies);
             self.in_batch = true;
@@ -90,7 +87,7 @@ impl LocalResponder {
 
     /// Removes the client's name for a statement; servers keep the statement for other clients.
     pub(super) fn close(&mut self, body: &[u8], to: &mut Answering<'_>) -> BatchResult {
-        let (kind, name) = kind_and_name(body)?;
+        let (kind, name) = kind_and_name(body).map_err(violation)?;
         match kind {
             b'S' if name.is_empty() => to.side.statements.forget_unnamed(),
             b'S' => drop(to.side.statements.remove(name)),
@@ -127,11 +124,6 @@ fn describe(plan: &Plan, binary: bool, replies: &mut Vec<u8>) {
         }
         _ => append(replies, b'n', |_| {}),
     }
-}
-
-fn kind_and_name(body: &[u8]) -> Result<(u8, &[u8]), ClientError> {
-    let Some((kind, mut rest)) = body.split_first() else { return Err(violation(FrameError::Strings)) };
-    Ok((*kind, cstr(&mut rest).map_err(violation)?))
 }
 
 /// The parameters of a Bind, and whether its first result column is binary. `body` starts after the names.
