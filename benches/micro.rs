@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use deadpool::unmanaged::{Object, Pool};
 use divan::{Bencher, black_box, counter::BytesCount};
 use pglobby::{
     data_path::{
@@ -263,19 +262,6 @@ fn lease_of_a_simple_query(bencher: Bencher<'_, '_>) {
             lease.reply(tag).unwrap();
         }
         (asked, lease.ready(b'I'), lease.is_over())
-    });
-}
-
-/// The library's part of borrowing a server and giving it back.
-#[divan::bench]
-fn pool_checkout(bencher: Bencher<'_, '_>) {
-    let pool: Pool<Box<[u8; 440]>> = Pool::new(20);
-    for _ in 0..20 {
-        pool.try_add(Box::new([0; 440])).map_err(|(_, error)| error).unwrap();
-    }
-    bencher.bench_local(|| {
-        let server = Object::take(pool.try_get().unwrap());
-        pool.try_add(black_box(server)).map_err(|(_, error)| error).unwrap();
     });
 }
 

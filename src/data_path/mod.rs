@@ -34,7 +34,7 @@ use self::{
         tenant_routing::{self, Route},
     },
     proxy::{ConsoleClient, Proxy},
-    relay::change_tenant::run_after_tenant_change,
+    relay::change_worker::{Arrival, serve},
     session_start::AuthenticatedClient,
 };
 use crate::{
@@ -91,19 +91,16 @@ pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: A
                 Ok(entered) => entered,
                 Err(client_error) => return client.refuse(&client_error, Some(&tenant.name), &proxy).await,
             };
-            let worker = pool.worker.clone();
-            let Some(client) = client.detach_for(&pool) else { return };
+            let seat = pool.placement.seat();
+            let worker = seat.worker.clone();
+            let Some(client) = client.detach_for(&pool, &worker) else { return };
             // Boxed, so that the memory of this stage is freed when the session begins.
-            let session = Box::pin(session_start::greet(client, pool, proxy));
-            worker.clone().spawn(async move {
+            let session = Box::pin(session_start::greet(client, pool, seat, proxy));
+            worker.spawn(async move {
                 let Some(relay) = session.await else { return };
                 session_start::apply_missed_changes(&permit, &relay.session.handle, &relay.session.proxy)
                     .await;
-                let transfer = relay.run().await;
-                drop(session_count);
-                if let Some(transfer) = transfer {
-                    Box::pin(run_after_tenant_change(transfer, permit, Some(worker.index))).await;
-                }
+                serve(Arrival::Pool(relay, session_count), permit).await;
             });
         }
     }

@@ -16,19 +16,20 @@ use crate::{
             startup::StartupPacket,
         },
         memory_limit::{Account, Charge},
-        pool::{Pool, PooledServer, startup_parameters::StartupStatus},
+        pool::{Pool, PooledServer, placement::Seat, startup_parameters::StartupStatus},
         proxy::Proxy,
         refuse,
         relay::{
             Relay,
-            change_tenant::run_after_tenant_change,
+            change_worker::{Arrival, serve},
             client_session::{ClientSession, Traffic},
             no_tenant,
         },
         session_state::Settings,
         sessions::registry::{NewSession, SessionHandle},
         tenant::{Login, LoginKind},
-        tenant_switch::switcher::{SwitchTarget, TenantSwitcher},
+        tenant_switch::switcher::TenantSwitcher,
+        worker::Worker,
     },
     error::{ClientError, Limit},
     wire::{
@@ -48,10 +49,10 @@ pub struct AuthenticatedClient {
 }
 
 impl AuthenticatedClient {
-    /// Takes the connection out of this thread's reactor if the pool's worker is another one. `None`: that
+    /// Takes the connection out of this thread's reactor if the session's worker is another one. `None`: that
     /// failed, and the connection is closed.
-    pub fn detach_for(mut self, pool: &Pool) -> Option<Self> {
-        if !pool.worker.is_this_thread()
+    pub fn detach_for(mut self, pool: &Pool, worker: &Worker) -> Option<Self> {
+        if !worker.is_here()
             && let Err(error) = self.stream.detach()
         {
             self.log_move_failed(pool, &error);
@@ -88,6 +89,7 @@ pub async fn apply_missed_changes(permit: &ConnectionPermit, session: &SessionHa
 pub async fn greet(
     mut client: AuthenticatedClient,
     pool: Arc<Pool>,
+    seat: Seat,
     proxy: Arc<Proxy>,
 ) -> Option<Box<Relay>> {
     if let Err(error) = client.stream.attach() {
@@ -115,10 +117,10 @@ pub async fn greet(
     (rules.memory, rules.identity.tenant_access) = (memory, Some(pool.tenant_access.clone()));
     pool.stats.logins.fetch_add(1, Relaxed);
     let server_pid = server.as_ref().map(|server| server.process_id);
-    let now_ms = pool.worker.clock.now_ms();
+    let now_ms = pool.clock.now_ms();
     let mut session = open_session(client, rules, status, server_pid, now_ms, &proxy);
     session.side.startup_memory = began;
-    let mut relay = Box::new(Relay::new(session, pool));
+    let mut relay = Box::new(Relay::new(session, pool, seat));
     if let Some(server) = server {
         relay.engage(server);
     }
@@ -254,5 +256,5 @@ pub async fn start_without_tenant(
     let mut session = open_session(client, rules, status, None, now_ms, &proxy);
     session.side.startup_memory = charge;
     apply_missed_changes(&permit, &session.handle, &proxy).await;
-    tokio::spawn(run_after_tenant_change(Box::new((session, SwitchTarget::NoTenant)), permit, None));
+    tokio::spawn(serve(Arrival::NoTenant(Box::new(session)), permit));
 }

@@ -1,14 +1,15 @@
 //! The worker threads that move bytes. Each is a `current_thread` runtime with its own reactor.
 //!
-//! A tenant belongs to one worker: its sessions and servers use the same reactor, so that a query wakes no
-//! other thread.
+//! A pool has its sessions and servers on one worker, so that a query wakes no other thread. Only a pool that
+//! fills a worker uses several (`pool/placement.rs`).
 
 use std::{
+    cell::Cell,
     future::Future,
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -21,6 +22,16 @@ pub const TICK: Duration = Duration::from_millis(100);
 
 /// The largest step of the clock.
 const STEP_MAX: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static HERE: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// The number of the worker whose thread this is; `None`: another thread.
+#[inline]
+pub fn here() -> Option<usize> {
+    HERE.get()
+}
 
 /// The time since the process started, behind by up to [`TICK`]. A read costs one load.
 #[derive(Debug, Default)]
@@ -56,6 +67,20 @@ pub struct Worker {
     handle: Handle,
     /// All workers share it; the first one advances it.
     pub clock: Arc<Clock>,
+    /// Sessions that run on it.
+    sessions: AtomicUsize,
+    /// Pools that are placed on it.
+    pools: AtomicIsize,
+}
+
+/// A session runs on a worker as long as this lives.
+#[derive(Debug)]
+pub struct OnWorker(Arc<Worker>);
+
+impl Drop for OnWorker {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Worker {
@@ -64,12 +89,49 @@ impl Worker {
     pub fn here() -> Arc<Self> {
         let clock = Arc::<Clock>::default();
         tokio::spawn(keep_time(clock.clone()));
-        Arc::new(Self { index: 0, handle: Handle::current(), clock })
+        Self::of(Handle::current(), 0, clock)
+    }
+
+    /// Another worker of the same runtime and clock.
+    #[cfg(test)]
+    pub fn beside(&self, index: usize) -> Arc<Self> {
+        Self::of(self.handle.clone(), index, self.clock.clone())
+    }
+
+    fn of(handle: Handle, index: usize, clock: Arc<Clock>) -> Arc<Self> {
+        Arc::new(Self { index, handle, clock, sessions: AtomicUsize::new(0), pools: AtomicIsize::new(0) })
+    }
+
+    /// Counts a session as long as the result lives.
+    pub fn enter(self: &Arc<Self>) -> OnWorker {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+        OnWorker(self.clone())
+    }
+
+    /// Sessions that run on it.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Pools that are placed on it.
+    pub fn pools(&self) -> usize {
+        self.pools.load(Ordering::Relaxed).max(0).cast_unsigned()
+    }
+
+    /// One pool more or less is placed on it.
+    pub fn count_pool(&self, change: isize) {
+        self.pools.fetch_add(change, Ordering::Relaxed);
+    }
+
+    /// For how long it has not waited for events since it started. A worker that had work and no processor was
+    /// busy.
+    pub fn busy(&self) -> Duration {
+        self.handle.metrics().worker_total_busy_duration(0)
     }
 
     /// Whether the calling task runs on this worker.
-    pub fn is_this_thread(&self) -> bool {
-        Handle::current().id() == self.handle.id()
+    pub fn is_here(&self) -> bool {
+        here() == Some(self.index)
     }
 
     /// Runs a task on this worker, from any thread.
@@ -92,16 +154,13 @@ impl Workers {
         let clock = Arc::new(Clock::default());
         for index in 0..count.max(1) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            all.workers.push(Arc::new(Worker {
-                index,
-                handle: runtime.handle().clone(),
-                clock: clock.clone(),
-            }));
+            all.workers.push(Worker::of(runtime.handle().clone(), index, clock.clone()));
             let (stop, stopped) = oneshot::channel::<()>();
             if index == 0 {
                 runtime.spawn(keep_time(clock.clone()));
             }
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                HERE.set(Some(index));
                 runtime.block_on(async move { drop(stopped.await) });
                 runtime.shutdown_background();
             })?;
@@ -112,13 +171,6 @@ impl Workers {
 
     pub fn all(&self) -> &[Arc<Worker>] {
         &self.workers
-    }
-
-    /// The worker that a tenant belongs to.
-    pub fn of(workers: &[Arc<Worker>], tenant_id: i64) -> Option<&Arc<Worker>> {
-        // Ids are consecutive, so neighbours go to different workers.
-        let index = usize::try_from(tenant_id.unsigned_abs()).unwrap_or(0) % workers.len().max(1);
-        workers.get(index)
     }
 }
 

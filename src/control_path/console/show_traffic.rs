@@ -25,7 +25,9 @@ use crate::data_path::{
 const POOLS: &str = "database user cl_active:int cl_waiting:int cl_active_cancel_req:int
     cl_waiting_cancel_req:int sv_active:int sv_active_cancel:int sv_being_canceled:int sv_idle:int
     sv_used:int sv_tested:int sv_login:int maxwait:int maxwait_us:int pool_mode load_balance_hosts access
-    host pool_size:int cl_pinned:int";
+    host pool_size:int cl_pinned:int workers";
+
+const WORKERS: &str = "worker:int busy_percent:int busy_us:bigint pools:int clients:int";
 
 /// Columns of both clients and servers in PgBouncer.
 const SOCKET: &str = "type user database replication state addr port:int local_addr local_port:int
@@ -47,6 +49,23 @@ const AVERAGES: &str = "avg_server_assignment_count avg_xact_count avg_query_cou
 const OWN_TOTALS: &str = "total_error_count total_server_opened_count total_server_failed_count
     total_pinned_count total_desync_count";
 
+/// SHOW WORKERS.
+pub fn workers(proxy: &Proxy) -> Table {
+    let mut table = Table::new(WORKERS);
+    table.rows = (proxy.workers.iter())
+        .map(|worker| {
+            vec![
+                worker.index.into(),
+                ((proxy.pools.busy(worker.index) * 100.0).round() as usize).into(),
+                i64::try_from(worker.busy().as_micros()).unwrap_or(i64::MAX).into(),
+                worker.pools().into(),
+                worker.sessions().into(),
+            ]
+        })
+        .collect();
+    table
+}
+
 /// SHOW POOLS.
 pub fn pools(proxy: &Proxy) -> Table {
     let mut table = Table::new(POOLS);
@@ -67,7 +86,7 @@ pub fn pools(proxy: &Proxy) -> Table {
 
 fn pool_row(pool: &Pool, sessions: &[Arc<SessionHandle>]) -> Vec<Cell> {
     let (live, idle, opening) = (pool.live(), pool.idle(), pool.opening());
-    let waits = sessions.iter().filter_map(|session| waits(session, pool.worker.clock.now_ms()));
+    let waits = sessions.iter().filter_map(|session| waits(session, pool.clock.now_ms()));
     let longest = waits.max().unwrap_or_default();
     // A login may wait for a server too, before its session starts.
     let waiting = pool.waiting();
@@ -96,6 +115,7 @@ fn pool_row(pool: &Pool, sessions: &[Arc<SessionHandle>]) -> Vec<Cell> {
         pool.tenant.host.name.as_str().into(),
         pool.rules.size.into(),
         pinned.into(),
+        pool.placement.workers().iter().map(usize::to_string).collect::<Vec<_>>().join(",").into(),
     ]
 }
 
@@ -189,7 +209,7 @@ fn server_row(
         remote: server.addresses.map(|(_, theirs)| theirs),
         local: server.addresses.map(|(ours, _)| ours),
         connected: server.opened_at,
-        asked: ago(pool.worker.clock.now_ms(), server.lent_ms()),
+        asked: ago(pool.clock.now_ms(), server.lent_ms()),
         wait: Duration::ZERO,
         close_needed: retired || pool.is_paused(),
         ptr: format!("{:#x}", server.id),

@@ -27,6 +27,7 @@ use crate::data_path::{
     proxy::Proxy,
     session_state::pins::Pins,
     sessions::registry::{Activity, SessionHandle},
+    worker::Worker,
 };
 
 /// The registry behind `/metrics`.
@@ -198,6 +199,7 @@ impl Collector {
         });
         gauges(encoder, "pins", "Pinned sessions by reason", pinned)?;
         self.hosts(encoder)?;
+        self.workers(encoder)?;
         let (limits, accounts) = (&proxy.connection_limits, &proxy.pools.accounts);
         for (name, help, value) in [
             ("clients", "Client connections, before and after login", limits.count() as u64),
@@ -241,6 +243,27 @@ impl Collector {
 }
 
 impl Collector {
+    /// How busy the worker threads are, and with what.
+    fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (workers, pools) = (&self.proxy.workers, &self.proxy.pools);
+        let labels = |worker: &Worker| [("worker", worker.index.to_string())];
+        let help = "Time in which a worker thread had work";
+        let mut metric =
+            encoder.encode_descriptor("pglobby_worker_busy_seconds", help, None, MetricType::Counter)?;
+        for worker in workers {
+            let busy = worker.busy().as_secs_f64();
+            metric.encode_family(&labels(worker))?.encode_counter::<NoLabelSet, _, u64>(&busy, None)?;
+        }
+        let placed = workers.iter().map(|worker| (labels(worker), worker.pools() as u64));
+        gauges(encoder, "worker_pools", "Pools that a worker thread serves", placed)?;
+        let sessions = workers.iter().map(|worker| (labels(worker), worker.sessions() as u64));
+        gauges(encoder, "worker_sessions", "Sessions that a worker thread serves", sessions)?;
+        let help = "Times that a pool changed its worker threads";
+        encoder
+            .encode_descriptor("pglobby_pool_moves", help, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, u64>(&pools.moves(), None)
+    }
+
     /// What this node uses of each host's budget.
     fn hosts(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let hosts: Vec<(String, Option<usize>, HostUsage)> = (self.proxy.pools.budgets().into_iter())

@@ -130,7 +130,7 @@ impl Pool {
     }
 
     fn may_renew(&self, text: FirstText) -> bool {
-        self.worker.clock.now() >= locked(&self.custom.paces)[text as usize].next
+        self.clock.now() >= locked(&self.custom.paces)[text as usize].next
     }
 
     /// A new server in place of one that does not suit a session with `own` parameters, if its pace allows.
@@ -143,7 +143,7 @@ impl Pool {
         text: FirstText,
         wait: Duration,
     ) -> Result<Box<PooledServer>, ClientError> {
-        let now = self.worker.clock.now();
+        let now = self.clock.now();
         if server.side.custom.ever.is_within(own)
             || !locked(&self.custom.paces)[text as usize].take(now, text.pace().0)
         {

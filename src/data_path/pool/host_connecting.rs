@@ -152,8 +152,8 @@ impl HostConnecting {
                     match here {
                         Some(here) if own.is_none() && Arc::ptr_eq(here, &pool) => own = Some(turn),
                         _ => {
-                            let worker = pool.worker.clone();
-                            worker.spawn(async move { pool.open_by(turn) });
+                            let home = pool.placement.home();
+                            home.spawn(async move { pool.open_by(turn) });
                         }
                     }
                 }

@@ -34,13 +34,12 @@ impl Pool {
     /// Runs on the pool's worker. Does not yield: a session of this worker never finds the pool empty
     /// meanwhile. A server that is being checked is missing until it answers.
     pub fn maintain(self: &Arc<Self>) {
-        let now = self.worker.clock.now();
+        let now = self.clock.now();
         self.check_functions(now);
         self.reclaim_unread();
-        let mut idle: Vec<_> = std::iter::from_fn(|| self.queue.take_idle()).collect();
         let mut spare = self.live().saturating_sub(self.rules.min_size);
-        // The newest is taken first and put back last, to be lent first.
-        while let Some(mut server) = idle.pop() {
+        // The one that was used last is put back last, to be lent first.
+        for mut server in self.queue.take_all_idle() {
             let unused = now.saturating_sub(server.idle_since) >= self.rules.server_idle && spare > 0;
             let aged = now.saturating_sub(server.opened_at) >= self.rules.server_lifetime;
             if unused || aged || !server.is_quiet(&self.tenant.name) {
@@ -50,7 +49,7 @@ impl Pool {
                 self.put_without_idle_limit(server);
             } else if now.saturating_sub(server.answered_at) >= self.rules.server_check {
                 let pool = self.clone();
-                self.worker.spawn(async move { pool.check(server).await });
+                self.spawn(async move { pool.check(server).await });
             } else {
                 self.put(server);
             }
@@ -65,7 +64,7 @@ impl Pool {
         let answer = tokio::time::timeout(self.connector.options.connect_timeout, server.run("")).await;
         match answer.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
             Ok(_) => {
-                server.answered_at = self.worker.clock.now();
+                server.answered_at = self.clock.now();
                 self.put(server);
             }
             Err(error) => {
@@ -105,12 +104,12 @@ impl Pool {
     #[cold]
     fn put_without_idle_limit(self: &Arc<Self>, mut server: Box<PooledServer>) {
         let pool = self.clone();
-        self.worker.spawn(async move {
+        self.spawn(async move {
             match server.run("SET idle_session_timeout = 0").await {
                 Ok(_) => {
                     let applied = Arc::make_mut(&mut server.side.applied);
                     applied.set(IDLE_SESSION_TIMEOUT, Some("0"));
-                    server.answered_at = pool.worker.clock.now();
+                    server.answered_at = pool.clock.now();
                     pool.put(server);
                 }
                 Err(error) => {

@@ -1,10 +1,11 @@
 //! Pools of server connections, one per (tenant, access): servers are lent to sessions, given back, kept
 //! idle, closed.
 //!
-//! Idle servers are in a deadpool `unmanaged` pool, which with the waiting sessions is one state:
-//! `wait_queue.rs`. `opening.rs` opens servers, within the host's `host_budget.rs`. A pool lives on its
-//! tenant's worker: all its servers are registered with that worker's reactor.
+//! Idle servers and waiting sessions are one state: `wait_queue.rs`. `opening.rs` opens servers, within the host's
+//! `host_budget.rs`. `placement.rs` says on which worker a pool's sessions are; a server belongs to the reactor
+//! of the worker that it was last lent on.
 
+mod balance;
 mod connect_backoff;
 mod connect_turns;
 mod connector;
@@ -20,6 +21,7 @@ mod listener_connection;
 mod opening;
 pub mod pause;
 pub mod pinned_sessions;
+pub mod placement;
 mod pooled_server;
 pub mod role_settings;
 pub mod server_list;
@@ -31,6 +33,7 @@ mod succession;
 mod temp_buffers;
 mod tenant_pools;
 mod wait_queue;
+mod worker_loads;
 
 use std::{
     sync::{
@@ -53,6 +56,7 @@ use self::{
     fair_share::Claim,
     hidden_catalogs::KnownCatalogs,
     pinned_sessions::PinnedSessions,
+    placement::Placement,
     role_settings::RoleStart,
     server_list::ServerList,
     shared_listener::ListenerSlot,
@@ -69,7 +73,7 @@ use crate::{
         prepared::{PreparedLimits, shared_statements::SharedStatements},
         server::DialOptions,
         tenant::{Access, Tenant, TenantAccess},
-        worker::Worker,
+        worker::{self, Clock},
     },
     error::{ClientError, Limit},
 };
@@ -144,7 +148,7 @@ impl PoolRules {
     }
 }
 
-/// The pool of one (tenant, access). It lives on its tenant's worker.
+/// The pool of one (tenant, access).
 #[derive(Debug)]
 pub struct Pool {
     /// The tenant as its row was when the pool was made.
@@ -158,8 +162,10 @@ pub struct Pool {
     /// The tenant's part of the host's budget. It changes without another pool: a new one would close idle servers
     /// while the budget is scarce.
     weight: AtomicU32,
-    /// The worker whose reactor has all its servers.
-    pub worker: Arc<Worker>,
+    /// The workers of its sessions. Shared with the pools that replace this one.
+    pub placement: Arc<Placement>,
+    /// The coarse clock of all workers.
+    pub clock: Arc<Clock>,
     /// What functions of the tenant's database do to a session. Shared by the tenant's pools.
     pub functions: Arc<FunctionEffects>,
     /// Memory that is kept for the tenant.
@@ -198,7 +204,7 @@ impl Pool {
     /// An idle server, if there is one. Dropping it closes it; only [`Pool::give_back`] returns it.
     #[inline]
     pub fn try_borrow(&self) -> Option<Box<PooledServer>> {
-        while let Some(server) = self.queue.take_idle() {
+        while let Some(server) = self.queue.take_idle(worker::here().unwrap_or_default()) {
             if let Some(server) = self.inspect(server) {
                 return Some(server);
             }
@@ -209,12 +215,12 @@ impl Pool {
     /// The server that is idle for longest, if it is so for `needed`; [`Pool::try_borrow`] lends the one that was
     /// given back last.
     pub(super) fn take_longest_idle(&self, needed: Duration) -> Option<Box<PooledServer>> {
-        let now = self.worker.clock.now();
-        let mut idle: Vec<_> = std::iter::from_fn(|| self.try_borrow()).collect();
-        let longest = idle.pop_if(|server| now.saturating_sub(server.idle_since) >= needed);
-        for server in idle.into_iter().rev() {
-            self.put(server);
-        }
+        let now = self.clock.now();
+        let mut idle = self.queue.take_all_idle().into_iter().peekable();
+        let is_due = |server: &PooledServer| now.saturating_sub(server.idle_since) >= needed;
+        let due = std::iter::from_fn(|| idle.next_if(|server| is_due(server)));
+        let longest = due.filter_map(|server| self.inspect(server)).next();
+        idle.for_each(|server| self.put(server));
         longest
     }
 
@@ -226,7 +232,7 @@ impl Pool {
         since: Instant,
         wait: Duration,
     ) -> Result<Box<PooledServer>, ClientError> {
-        let borrowed = ServerWait::new(self, since, wait).await;
+        let borrowed = ServerWait::new(self, worker::here().unwrap_or_default(), since, wait).await;
         if matches!(borrowed, Err(ClientError::PoolBusy { .. })) {
             let pools = self.all_pools();
             if pools.is_some_and(|pools| pools.pauses.is_moving(self.tenant.id)) {
@@ -252,7 +258,7 @@ impl Pool {
         if server.side.parameters_changed {
             self.note_reported(&mut server);
         }
-        let now = self.worker.clock.now();
+        let now = self.clock.now();
         if !server.side.custom.ever.is_empty() {
             self.note_custom_parameters(&mut server, now);
         }
@@ -274,16 +280,29 @@ impl Pool {
     #[cold]
     fn close(&self, mut server: Box<PooledServer>) {
         server.permit.begin_closing();
-        self.worker.spawn(server.close());
+        self.spawn(server.close());
     }
 
-    /// Hands a server to the longest waiter, or makes it idle; closes it if the pool is paused or retired.
+    /// Runs a task on the worker that opens its servers.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.placement.home().spawn(task);
+    }
+
+    /// Whether a server has had a custom parameter, and whether one has used temporary tables. A server that is
+    /// lent after that was read may be the first one.
     #[inline]
-    pub(super) fn put(&self, server: Box<PooledServer>) {
-        drop(self.queue.put(server));
+    pub fn server_marks(&self) -> (bool, bool) {
+        (self.has_custom_parameters(), self.has_used_temporary())
     }
 
-    /// The last check before a server is lent. Closes it if it is another pool's, not reusable, or ended.
+    /// Hands a server to a session that waits, or makes it idle; closes it if the pool is paused or retired.
+    #[inline]
+    pub(in crate::data_path) fn put(&self, server: Box<PooledServer>) {
+        drop(self.queue.put(server.home, server));
+    }
+
+    /// The last check before a server is lent. Closes it if it is another pool's, not reusable, or ended; moves
+    /// it to the reactor of this worker.
     #[inline]
     pub(super) fn inspect(&self, mut server: Box<PooledServer>) -> Option<Box<PooledServer>> {
         let ours = server.owner == (self.tenant.id, self.access);
@@ -294,10 +313,26 @@ impl Pool {
         if !ours || !server.is_reusable() || !server.is_quiet(&self.tenant.name) {
             return None;
         }
+        if let Some(here) = worker::here().filter(|here| *here != server.home) {
+            self.move_to_worker(&mut server, here)?;
+        }
         if server.side.parameters_changed {
             self.note_reported(&mut server);
         }
         Some(server)
+    }
+
+    /// Takes a server from another worker's reactor to this one's, `here`. `None`: it is lost.
+    #[cold]
+    fn move_to_worker(&self, server: &mut PooledServer, here: usize) -> Option<()> {
+        match server.stream.detach().and_then(|()| server.attach_at(here)) {
+            Ok(()) => Some(()),
+            Err(error) => {
+                let (tenant, server_pid) = (&self.tenant.name, server.process_id);
+                tracing::warn!(tenant, server_pid, side = "server", %error, "cannot move a server to another worker");
+                None
+            }
+        }
     }
 
     /// How it asks for its part of the host's budget.

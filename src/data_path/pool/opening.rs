@@ -15,6 +15,7 @@ use crate::{
     data_path::{
         server::{DialError, NewConnection, connection::Server},
         session_state::Settings,
+        worker,
     },
     error::ClientError,
 };
@@ -34,7 +35,7 @@ impl Pool {
     /// [`Self::open_wanted`], from any thread.
     pub(super) fn open_wanted_soon(self: &Arc<Self>) {
         let pool = self.clone();
-        self.worker.spawn(async move { pool.open_wanted() });
+        self.spawn(async move { pool.open_wanted() });
     }
 
     /// Ends all waits with this reason, unless a server is open that may come back, or is being opened.
@@ -83,7 +84,7 @@ impl Pool {
         let Some(permit) = self.connector.budget.acquire(self) else { return false };
         let pool = self.clone();
         let opening = Opening::of(self);
-        self.worker.spawn(async move {
+        self.spawn(async move {
             pool.open(turn, permit).await;
             drop(opening);
         });
@@ -231,12 +232,13 @@ impl Pool {
     }
 
     fn wrap(&self, server: Server, permit: Permit) -> Box<PooledServer> {
-        let now = self.worker.clock.now();
+        let now = self.clock.now();
         let listed = self.server_list.add(&server.stream, server.process_id, now.as_millis() as u32);
         Box::new(PooledServer {
             server,
             owner: (self.tenant.id, self.access),
             changes_seen: 0,
+            home: worker::here().unwrap_or_default(),
             opened_at: now,
             idle_since: now,
             answered_at: now,

@@ -130,13 +130,13 @@ impl Pool {
     /// `false`: there is none to ask.
     pub(super) fn reclaim_pinned(&self) -> bool {
         let is_needed = !self.is_paused() && self.opening() < self.waiting();
-        is_needed && self.pinned.reclaim_one(self.worker.clock.now_ms())
+        is_needed && self.pinned.reclaim_one(self.clock.now_ms())
     }
 
     /// For a session of another tenant with a lower load: asks a pinned one to return its server. `false`: there is
     /// none to ask.
     pub(super) fn call_back_pinned(&self) -> bool {
-        self.pinned.call_back_one(self.worker.clock.now_ms())
+        self.pinned.call_back_one(self.clock.now_ms())
     }
 
     /// Reclaims servers that are pinned for `currval` and `lastval`, if no session of the tenant reads these.
@@ -144,7 +144,7 @@ impl Pool {
         if self.functions.are_sequences_read() {
             return;
         }
-        let now_ms = self.worker.clock.now_ms();
+        let now_ms = self.clock.now_ms();
         let for_sequences = |pins: Pins| !pins.is_empty() && pins.difference(Pins::SEQUENCES).is_empty();
         for session in locked(&self.pinned.sessions).iter().filter(|session| for_sequences(session.pins())) {
             if idle_ms(session, now_ms) >= Some(UNREAD_MS) {

@@ -2,6 +2,7 @@
 //! pool.
 
 use std::{
+    io,
     ops::{Deref, DerefMut},
     time::Duration,
 };
@@ -21,6 +22,8 @@ pub struct PooledServer {
     pub(super) owner: (i64, Access),
     /// The count of parameter changes in the pool when this server last reported its own.
     pub(super) changes_seen: u64,
+    /// The worker whose reactor has its connection.
+    pub(super) home: usize,
     pub(super) opened_at: Duration,
     /// When it was last given back.
     pub(super) idle_since: Duration,
@@ -37,6 +40,14 @@ impl PooledServer {
     /// The connection and its permit, for a server that replaces it; takes it off the server list.
     pub(super) fn into_parts(self) -> (Server, Permit) {
         (self.server, self.permit)
+    }
+}
+
+impl PooledServer {
+    /// Registers its connection, which is in no reactor, with that of this worker, which the caller runs on.
+    pub fn attach_at(&mut self, worker: usize) -> io::Result<()> {
+        self.home = worker;
+        self.server.stream.attach()
     }
 }
 

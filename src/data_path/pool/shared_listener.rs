@@ -44,7 +44,7 @@ pub struct ListenerSlot {
     opening: tokio::sync::Mutex<()>,
 }
 
-/// What the sessions and the listener's task share. The task runs on the pool's worker.
+/// What the sessions and the listener's task share. The task runs on the pool's first worker.
 #[derive(Debug)]
 pub struct SharedListener {
     /// `client_encoding` of its connection.
@@ -151,8 +151,8 @@ impl Pool {
         if self.is_paused() || self.current().is_none() {
             listener.end(ClientError::AdminShutdown);
         }
-        let worker = pool.worker.clone();
-        worker.spawn(connection.listen(listener, pool));
+        let home = pool.placement.home();
+        home.spawn(connection.listen(listener, pool));
         Ok(subscription)
     }
 }

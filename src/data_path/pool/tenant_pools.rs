@@ -20,8 +20,9 @@ use tracing::{info, warn};
 use super::{
     Pool, PoolRules, connect_backoff::ConnectBackoff, connector::Connector, host_budget::HostBudget,
     host_connecting::HostConnecting, lease_requests::LeaseRequests, pause::Pauses,
-    pinned_sessions::PinnedSessions, role_settings::RoleStart, startup_parameters::StatusCache,
-    stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
+    pinned_sessions::PinnedSessions, placement::Placement, role_settings::RoleStart,
+    startup_parameters::StatusCache, stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
+    worker_loads::WorkerLoads,
 };
 use crate::{
     config::{Config, TlsMode},
@@ -32,7 +33,7 @@ use crate::{
         prepared::shared_statements::SharedStatements,
         server::{DialOptions, IdentityTrouble},
         tenant::{Access, Host, HostAddress, Tenant, TenantAccess, TenantStatus},
-        worker::{Worker, Workers},
+        worker::Worker,
     },
     error::{ClientError, Limit},
 };
@@ -63,7 +64,8 @@ pub struct TenantPools {
     all_functions: Mutex<HashMap<i64, Weak<FunctionEffects>>>,
     /// Memory that is kept for tenants and sessions.
     pub accounts: Accounts,
-    workers: Vec<Arc<Worker>>,
+    pub(super) workers: Vec<Arc<Worker>>,
+    pub(super) loads: WorkerLoads,
     config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
     before_first: BeforeFirstPool,
@@ -113,6 +115,7 @@ impl TenantPools {
             connecting: Mutex::default(),
             all_functions: Mutex::default(),
             accounts: Accounts::new(&config.load().limits),
+            loads: WorkerLoads::new(workers.len()),
             workers,
             config,
             dial,
@@ -185,13 +188,18 @@ impl TenantPools {
             limit: rules.pinned_max,
             functions: functions.clone(),
         };
+        let placement = match before {
+            Some(before) => before.placement.clone(),
+            None => Arc::new(Placement::new(self.worker_for_new_pool()?)),
+        };
         let pool = Arc::new(Pool {
-            worker: Workers::of(&self.workers, tenant.id)?.clone(),
+            clock: placement.home().clock.clone(),
+            placement,
             weight: AtomicU32::new(tenant.weight),
             statements,
             memory: self.memory_of(&tenant),
             server_list: Arc::default(),
-            queue: WaitQueue::new(rules.size, self.pauses.is_paused(tenant.id)),
+            queue: WaitQueue::new(self.pauses.is_paused(tenant.id)),
             connector,
             role_start,
             catalogs: Default::default(),
@@ -413,13 +421,13 @@ impl TenantPools {
     pub async fn maintain(&self) {
         let idle = self.config.load().timeouts.pool_idle;
         for pool in self.all() {
-            let unused = pool.worker.clock.now().saturating_sub(Duration::from_millis(pool.last_used()));
+            let unused = pool.clock.now().saturating_sub(Duration::from_millis(pool.last_used()));
             if pool.sessions() == 0 && pool.waiting() == 0 && pool.rules.min_size == 0 && unused >= idle {
                 self.pools.invalidate(&(pool.tenant.id, pool.access)).await;
                 self.retire(&pool, None);
             } else {
-                let worker = pool.worker.clone();
-                worker.spawn(async move { pool.maintain() });
+                let home = pool.placement.home();
+                home.spawn(async move { pool.maintain() });
             }
         }
         self.pools.run_pending_tasks().await;

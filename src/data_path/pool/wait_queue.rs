@@ -6,8 +6,9 @@
 //!                    └─ none waits ───────▶ idle ──▶ taken by the next session that needs one
 //! ```
 //!
-//! Both decisions, to make a server idle and to let a session wait, are taken under one lock. Taking an idle
-//! server needs no lock here: it cannot leave a session waiting beside an idle server.
+//! A pool that uses several workers keeps a session and its server on one of them where that costs the others
+//! little: a session gets an idle server of its own worker first, and a server that comes back goes to the first
+//! session that waits on the same worker, past at most [`OVERTAKES_MAX`] others in a row.
 //!
 //! A wait ends with an error after `query_wait_timeout`. Waiting sessions have no timer of their own; one task
 //! per pool watches all of them.
@@ -24,7 +25,6 @@ use std::{
     time::Duration,
 };
 
-use deadpool::unmanaged;
 use tokio::time::Instant;
 
 use super::{Pool, PooledServer, connect_backoff::ERROR_WITHIN};
@@ -35,11 +35,13 @@ const WATCH_EVERY: Duration = Duration::from_millis(25);
 /// After this wait, a pinned session is asked to return its server at its next transaction boundary.
 const LONG_WAIT: Duration = Duration::from_millis(100);
 
-/// Idle servers (`S`) and waiting sessions.
+/// How often in a row a session that waits on a server's own worker gets it instead of the one that has waited
+/// longest. To change the worker costs a server some microseconds.
+const OVERTAKES_MAX: usize = 8;
+
+/// Idle servers (`S`) and waiting sessions. `home` is the number of the worker whose reactor has the server.
 #[derive(Debug)]
 pub struct WaitQueue<S> {
-    /// Servers are added under the lock of `state` only.
-    idle: unmanaged::Pool<S>,
     state: Mutex<State<S>>,
     /// Length of the queue; written under the lock. Sequentially consistent, as the counts of servers open
     /// and being opened: if an attempt ends while a session begins to wait, one of the two sees the other.
@@ -56,8 +58,12 @@ struct State<S> {
     paused: bool,
     /// As `paused`, but for ever: sessions get an error and do not wait.
     closed: bool,
+    /// The one that was used last comes last.
+    idle: Vec<(usize, S)>,
     next_number: u64,
     waiting: VecDeque<Waiter>,
+    /// How often in a row others were served before the first of `waiting`.
+    overtakes: usize,
     /// Results for sessions that have been woken and have not polled yet.
     results: Vec<(u64, Result<S, ClientError>)>,
     /// The watching task runs.
@@ -67,6 +73,7 @@ struct State<S> {
 #[derive(Debug)]
 struct Waiter {
     number: u64,
+    home: usize,
     since: Instant,
     wait_max: Duration,
     waker: Waker,
@@ -81,19 +88,38 @@ enum Entered<S> {
     Closed,
 }
 
+impl<S> State<S> {
+    /// The idle server that was used last, of this worker if there is one.
+    #[inline]
+    fn take_idle(&mut self, home: usize) -> Option<S> {
+        let at = self.idle.iter().rposition(|(of, _)| *of == home).or(self.idle.len().checked_sub(1))?;
+        Some(self.idle.remove(at).1)
+    }
+
+    /// The session that gets a server of this worker.
+    fn next_waiter(&mut self, home: usize) -> Option<Waiter> {
+        let is_near = |waiter: &Waiter| waiter.home == home;
+        let near = self.waiting.iter().take(OVERTAKES_MAX).position(is_near);
+        let at = near.filter(|_| self.overtakes < OVERTAKES_MAX).unwrap_or(0);
+        self.overtakes = if at == 0 { 0 } else { self.overtakes + 1 };
+        self.waiting.remove(at)
+    }
+}
+
 impl<S> WaitQueue<S> {
-    /// No server yet, and room for `size` of them.
-    pub fn new(size: usize, paused: bool) -> Self {
+    /// No server yet.
+    pub fn new(paused: bool) -> Self {
         let state = State {
             paused,
             closed: false,
+            idle: Vec::new(),
             next_number: 0,
             waiting: VecDeque::new(),
+            overtakes: 0,
             results: Vec::new(),
             is_watched: false,
         };
         Self {
-            idle: unmanaged::Pool::new(size),
             state: Mutex::new(state),
             waiting: AtomicUsize::new(0),
             paused: AtomicBool::new(paused),
@@ -111,7 +137,7 @@ impl<S> WaitQueue<S> {
     }
 
     pub fn idle(&self) -> usize {
-        self.idle.status().available
+        locked(&self.state).idle.len()
     }
 
     /// Whether no server is lent for now.
@@ -124,22 +150,31 @@ impl<S> WaitQueue<S> {
         self.has_long_wait.load(Ordering::Relaxed)
     }
 
-    /// The idle server that was put back last.
+    /// The idle server that was put back last, of this worker if there is one.
     #[inline]
-    pub fn take_idle(&self) -> Option<S> {
-        self.idle.try_remove().ok()
+    pub fn take_idle(&self, home: usize) -> Option<S> {
+        locked(&self.state).take_idle(home)
     }
 
-    /// Hands a server to the session that has waited longest, or makes it idle. The error is the server, to
-    /// be closed, of a pool that is paused or closed.
+    /// All idle servers; the one that was used last comes last.
+    pub fn take_all_idle(&self) -> Vec<S> {
+        let idle = std::mem::take(&mut locked(&self.state).idle);
+        idle.into_iter().map(|(_, server)| server).collect()
+    }
+
+    /// Hands a server to a session that waits, or makes it idle. The error is the server, to be closed, of a
+    /// pool that is paused or closed.
     #[inline]
-    pub fn put(&self, server: S) -> Result<(), S> {
+    pub fn put(&self, home: usize, server: S) -> Result<(), S> {
         let mut state = locked(&self.state);
         if state.paused || state.closed {
             return Err(server);
         }
-        match state.waiting.pop_front() {
-            None => self.idle.try_add(server).map_err(|(server, _)| server),
+        match state.next_waiter(home) {
+            None => {
+                state.idle.push((home, server));
+                Ok(())
+            }
             Some(waiter) => {
                 state.results.push((waiter.number, Ok(server)));
                 self.count_waiting(&state);
@@ -150,18 +185,26 @@ impl<S> WaitQueue<S> {
         }
     }
 
-    /// Takes an idle server, or a place in the queue, the first one if its turn had come (`first`).
-    fn enter(&self, since: Instant, wait_max: Duration, waker: &Waker, first: bool) -> Entered<S> {
+    /// Takes an idle server, or a place in the queue for a session on this worker, the first one if its turn
+    /// had come (`first`).
+    fn enter(
+        &self,
+        home: usize,
+        since: Instant,
+        wait_max: Duration,
+        waker: &Waker,
+        first: bool,
+    ) -> Entered<S> {
         let mut state = locked(&self.state);
         if state.closed {
             return Entered::Closed;
         }
-        if let Some(server) = self.take_idle() {
+        if let Some(server) = state.take_idle(home) {
             return Entered::Idle(server);
         }
         let number = state.next_number;
         state.next_number += 1;
-        let waiter = Waiter { number, since, wait_max, waker: waker.clone() };
+        let waiter = Waiter { number, home, since, wait_max, waker: waker.clone() };
         match first {
             true => state.waiting.push_front(waiter),
             false => state.waiting.push_back(waiter),
@@ -242,7 +285,7 @@ impl<S> WaitQueue<S> {
 
     /// Not under the lock: the drop of a server may open another one, which reads the queue.
     fn drop_idle(&self) {
-        while self.take_idle().is_some() {}
+        drop(self.take_all_idle());
     }
 
     /// Whether the caller has to start the watching task.
@@ -278,6 +321,8 @@ impl<S> WaitQueue<S> {
 #[derive(Debug)]
 pub(super) struct ServerWait<'p> {
     pool: &'p Arc<Pool>,
+    /// The session's worker.
+    home: usize,
     since: Instant,
     wait_max: Duration,
     number: Option<u64>,
@@ -286,15 +331,15 @@ pub(super) struct ServerWait<'p> {
 }
 
 impl<'p> ServerWait<'p> {
-    /// Waits for at most `wait_max` from `since` on.
-    pub(super) fn new(pool: &'p Arc<Pool>, since: Instant, wait_max: Duration) -> Self {
-        Self { pool, since, wait_max, number: None, first: false }
+    /// Waits on this worker, for at most `wait_max` from `since` on.
+    pub(super) fn new(pool: &'p Arc<Pool>, home: usize, since: Instant, wait_max: Duration) -> Self {
+        Self { pool, home, since, wait_max, number: None, first: false }
     }
 
     fn enter(&mut self, waker: &Waker) -> Poll<Result<Box<PooledServer>, ClientError>> {
         let pool = self.pool;
         loop {
-            match pool.queue.enter(self.since, self.wait_max, waker, self.first) {
+            match pool.queue.enter(self.home, self.since, self.wait_max, waker, self.first) {
                 Entered::Closed => return Poll::Ready(Err(ClientError::AdminShutdown)),
                 Entered::Idle(server) => match pool.inspect(server) {
                     Some(server) => return Poll::Ready(Ok(server)),
@@ -305,7 +350,7 @@ impl<'p> ServerWait<'p> {
                     pool.open_wanted();
                     pool.reclaim_pinned();
                     if pool.queue.starts_watching() {
-                        pool.worker.spawn(watch(pool.clone()));
+                        pool.spawn(watch(pool.clone()));
                     }
                     return Poll::Pending;
                 }
@@ -370,7 +415,7 @@ mod tests {
     use super::*;
 
     const WAIT: Duration = Duration::from_secs(1);
-    const ROOM: usize = 300;
+    const HOME: usize = 0;
 
     #[derive(Default)]
     struct Woken(AtomicU32);
@@ -382,11 +427,11 @@ mod tests {
     }
 
     fn queue() -> WaitQueue<u32> {
-        WaitQueue::new(ROOM, false)
+        WaitQueue::new(false)
     }
 
     fn enter(queue: &WaitQueue<u32>, since: Instant, first: bool) -> Entered<u32> {
-        queue.enter(since, WAIT, Waker::noop(), first)
+        queue.enter(HOME, since, WAIT, Waker::noop(), first)
     }
 
     fn wait(queue: &WaitQueue<u32>, since: Instant, first: bool) -> u64 {
@@ -403,16 +448,17 @@ mod tests {
     #[test]
     fn the_longest_waiter_is_served_first_and_woken_once() {
         let (queue, woken) = (queue(), Arc::new(Woken::default()));
-        let Entered::Waits(first) = queue.enter(Instant::now(), WAIT, &woken.clone().into(), false) else {
+        let Entered::Waits(first) = queue.enter(HOME, Instant::now(), WAIT, &woken.clone().into(), false)
+        else {
             panic!("served")
         };
         let second = wait(&queue, Instant::now(), false);
-        queue.put(7).unwrap();
+        queue.put(HOME, 7).unwrap();
         assert_eq!((woken.0.load(Ordering::Relaxed), queue.idle()), (1, 0));
         assert_eq!((result(&queue, second), result(&queue, first)), (None, Some(7)));
         // A session whose server had ended comes before all others.
         let first = wait(&queue, Instant::now(), true);
-        queue.put(8).unwrap();
+        queue.put(HOME, 8).unwrap();
         assert_eq!((result(&queue, second), result(&queue, first)), (None, Some(8)));
         assert_eq!((queue.waiting(), queue.idle()), (1, 0));
     }
@@ -420,10 +466,10 @@ mod tests {
     #[test]
     fn a_session_takes_the_idle_server_that_was_used_last_instead_of_a_place() {
         let queue = queue();
-        queue.put(6).unwrap();
-        queue.put(7).unwrap();
+        queue.put(HOME, 6).unwrap();
+        queue.put(HOME, 7).unwrap();
         assert!(matches!(enter(&queue, Instant::now(), false), Entered::Idle(7)));
-        assert_eq!((queue.waiting(), queue.take_idle(), queue.take_idle()), (0, Some(6), None));
+        assert_eq!((queue.waiting(), queue.take_idle(HOME), queue.take_idle(HOME)), (0, Some(6), None));
     }
 
     #[test]
@@ -452,9 +498,19 @@ mod tests {
         assert!(matches!(closed.poll_result(waiter, Waker::noop()), Some(Err(ClientError::AdminShutdown))));
         assert!(matches!(enter(&closed, Instant::now(), false), Entered::Closed));
         let with_idle = queue();
-        with_idle.put(7).unwrap();
+        with_idle.put(HOME, 7).unwrap();
         with_idle.close();
-        assert_eq!((with_idle.take_idle(), with_idle.put(8)), (None, Err(8)));
+        assert_eq!((with_idle.take_idle(HOME), with_idle.put(HOME, 8)), (None, Err(8)));
+    }
+
+    #[test]
+    fn a_session_gets_an_idle_server_of_its_own_worker_before_others() {
+        let queue = queue();
+        for (home, server) in [(0, 1), (1, 2), (1, 3), (0, 4)] {
+            queue.put(home, server).unwrap();
+        }
+        let taken = [1, 1, 1, 2].map(|home| queue.take_idle(home));
+        assert_eq!(taken, [Some(3), Some(2), Some(4), Some(1)]);
     }
 
     #[derive(Debug, Clone, Copy)]
@@ -480,6 +536,34 @@ mod tests {
     }
 
     proptest! {
+        /// Servers of any worker go to sessions of any worker: the first of all, or the first of the server's own worker
+        /// past few others.
+        #[test]
+        fn no_session_is_overtaken_for_long(homes in proptest::collection::vec((0_usize..3, 0_usize..3), 1..100)) {
+            let queue = queue();
+            let mut waiting: VecDeque<(u64, usize)> = VecDeque::new();
+            for (home, _) in &homes {
+                let Entered::Waits(number) = queue.enter(*home, Instant::now(), WAIT, Waker::noop(), false) else {
+                    panic!("served")
+                };
+                waiting.push_back((number, *home));
+            }
+            let mut overtakes = 0;
+            for (_, home) in homes {
+                queue.put(home, 7).unwrap();
+                let served = (0..waiting.len()).find(|at| result(&queue, waiting[*at].0).is_some()).unwrap();
+                if served == 0 {
+                    overtakes = 0;
+                } else {
+                    overtakes += 1;
+                    prop_assert!(served < OVERTAKES_MAX && overtakes <= OVERTAKES_MAX);
+                    prop_assert!((0..served).all(|at| waiting[at].1 != home) && waiting[served].1 == home);
+                }
+                waiting.remove(served);
+            }
+            prop_assert_eq!(queue.waiting(), 0);
+        }
+
         /// In any sequence of events: each server is in exactly one place; sessions are served in order; none
         /// waits while a server is idle; nothing is idle or handed over during a pause.
         #[test]
@@ -502,7 +586,7 @@ mod tests {
                         Entered::Closed => prop_assert!(false),
                     },
                     Step::Put => {
-                        let put = queue.put(next);
+                        let put = queue.put(HOME, next);
                         prop_assert_eq!(put.is_err(), paused);
                         if paused {
                             out += 1;
@@ -512,7 +596,7 @@ mod tests {
                         next += 1;
                     }
                     Step::Take => {
-                        let taken = queue.take_idle();
+                        let taken = queue.take_idle(HOME);
                         prop_assert_eq!(taken, idle.pop());
                         out += u32::from(taken.is_some());
                     }

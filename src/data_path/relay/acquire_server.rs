@@ -78,6 +78,7 @@ impl Relay {
         if self.pool.is_retired() {
             self.follow_successor()?;
         }
+        let marks = self.pool.server_marks();
         let may_borrow = self.session.side.start_settings.is_same()
             && !(self.listening.is_some() && self.may_unlisten(request))
             && !(self.pool.has_used_temporary() && self.new_temp_buffers(request).is_some());
@@ -87,6 +88,11 @@ impl Relay {
             true => self.pool.try_borrow_for(self.session.side.custom, self.first_text(request)),
         };
         Ok(match server {
+            // Another worker has returned the first server with such a mark since.
+            Some(server) if self.pool.server_marks() != marks => {
+                self.pool.put(server);
+                ServerLink::NoneIdle
+            }
             Some(server) => {
                 self.hold_server(server);
                 ServerLink::Linked
@@ -142,7 +148,7 @@ impl Relay {
         if !self.session.inbox.is_empty() {
             self.reply_wait = ReplyWait::Meaning;
         }
-        self.session.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
+        self.session.handle.set_doing(Activity::Pinned, self.pool.clock.now_ms());
     }
 
     pub(super) fn hold_server(&mut self, server: Box<PooledServer>) {
@@ -150,7 +156,7 @@ impl Relay {
         let mut server = server;
         server.side.notifications.client_process_id =
             if self.session.side.follows() { self.session.handle.process_id } else { server.process_id };
-        server.listed.lent_to(self.session.handle.process_id, self.pool.worker.clock.now_ms());
+        server.listed.lent_to(self.session.handle.process_id, self.pool.clock.now_ms());
         server.side.sequences.lent_to(self.session.handle.process_id);
         server.side.custom.by_session = CustomSet::default();
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
@@ -209,7 +215,7 @@ impl Relay {
             return Ok(());
         }
         let began = Instant::now();
-        self.session.handle.set_doing(Activity::Waiting, self.pool.worker.clock.now_ms());
+        self.session.handle.set_doing(Activity::Waiting, self.pool.clock.now_ms());
         let pool = self.pool.clone();
         let borrowed = tokio::select! {
             biased;
@@ -255,7 +261,7 @@ impl Relay {
             true if self.pool.current().is_none() => Err(client_error.into()),
             true => Ok(()),
             false => {
-                self.session.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
+                self.session.handle.set_doing(Activity::Idle, self.pool.clock.now_ms());
                 self.refuse_request(&client_error);
                 Ok(())
             }

@@ -5,19 +5,15 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use tracing::warn;
-
-use super::{Relay, Step, client_session::ClientSession, no_tenant, session_end::SessionEnd};
+use super::{Relay, Step, client_session::ClientSession, session_end::SessionEnd};
 use crate::{
     data_path::{
-        login::connection_limits::ConnectionPermit,
         session_state::{Settings, pins::Pins},
         tenant_switch::{
             Plan, TenantRequest,
             local_answers::{LocalStep, first_text},
-            switcher::{SwitchTarget, SwitchWait, TenantSwitcher, target_name},
+            switcher::{SwitchTarget, SwitchWait, TenantSwitcher},
         },
-        worker::Worker,
     },
     error::{ClientError, IdentityError, TenantSwitchError},
     wire::message::Severity,
@@ -315,59 +311,4 @@ impl Relay {
         }
         Box::new((self.session, target))
     }
-}
-
-/// Serves a session to its end, at one tenant after the other. Runs on the worker of the present tenant; `at`
-/// is its number, `None` without a tenant.
-pub async fn run_after_tenant_change(mut next: SessionTransfer, permit: ConnectionPermit, at: Option<usize>) {
-    loop {
-        let (mut session, target) = *next;
-        let worker = match &target {
-            SwitchTarget::Tenant(pool, _) if at != Some(pool.worker.index) => Some(pool.worker.clone()),
-            _ => None,
-        };
-        if let Some(worker) = worker {
-            if let Err(error) = session.client.detach() {
-                return log_move_failed(&session, &target, &error);
-            }
-            return move_to(&worker, Box::new((session, target)), permit);
-        }
-        let transfer = match target {
-            SwitchTarget::Tenant(pool, present) => {
-                let transfer = Box::new(Relay::new(session, pool)).run().await;
-                drop(present);
-                transfer
-            }
-            SwitchTarget::NoTenant => {
-                session.handle.enter(None);
-                no_tenant::run(session).await
-            }
-        };
-        match transfer {
-            Some(transfer) => next = transfer,
-            None => return,
-        }
-    }
-}
-
-/// Goes on with [`run_after_tenant_change`] on another worker.
-fn move_to(worker: &Arc<Worker>, mut next: SessionTransfer, permit: ConnectionPermit) {
-    let index = worker.index;
-    worker.spawn(async move {
-        if let Err(error) = next.0.client.attach() {
-            return log_move_failed(&next.0, &next.1, &error);
-        }
-        run_after_tenant_change(next, permit, Some(index)).await;
-    });
-}
-
-fn log_move_failed(session: &ClientSession, target: &SwitchTarget, error: &std::io::Error) {
-    warn!(
-        tenant = target_name(Some(target), None),
-        login = session.handle.login.name,
-        connection = session.handle.process_id,
-        side = "client",
-        %error,
-        "cannot move a session to its worker; session lost"
-    );
 }

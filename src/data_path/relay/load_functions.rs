@@ -28,8 +28,8 @@ use crate::{
 #[cold]
 pub(super) fn load_then_give_back(mut server: Box<PooledServer>, pool: &Arc<Pool>) {
     let pool = pool.clone();
-    let worker = pool.worker.clone();
-    worker.spawn(async move {
+    let home = pool.placement.home();
+    home.spawn(async move {
         match load_functions(&mut server, &pool).await {
             Ok(()) => pool.give_back(server),
             Err(error) => {

@@ -10,6 +10,7 @@ pub mod after_transaction;
 pub mod buffers;
 pub mod cancel;
 pub mod change_tenant;
+pub mod change_worker;
 pub mod client_session;
 pub mod end_of_input;
 pub mod load_functions;
@@ -37,7 +38,7 @@ use tracing::debug;
 use self::{
     acquire_server::{ReplyWait, ServerLink},
     cancel::WantedCancels,
-    change_tenant::SessionTransfer,
+    change_worker::Departure,
     client_session::ClientSession,
     end_of_input::is_end_of_input,
     notifications::Listening,
@@ -47,7 +48,7 @@ use crate::{
     data_path::{
         exchange::Flow,
         memory_limit::Charge,
-        pool::{Pinned, Pool, PooledServer},
+        pool::{Pinned, Pool, PooledServer, placement::Seat},
         server::connection::Server,
         session_state::{
             parameters::{IDLE_SESSION_TIMEOUT, duration},
@@ -79,6 +80,8 @@ pub struct Relay {
     /// Everything that the session takes along when it changes its tenant.
     pub(super) session: ClientSession,
     pub(super) pool: Arc<Pool>,
+    /// On which of the pool's workers it is.
+    seat: Seat,
     pub(super) server: Option<Box<PooledServer>>,
     transaction_began: Option<Instant>,
     request_began: Option<Instant>,
@@ -111,6 +114,8 @@ pub(super) enum Step {
     AfterTransaction,
     /// The client chooses a tenant, or the session must go back to one.
     SwitchTenant,
+    /// The pool has other workers now.
+    ChangeWorker,
     End(SessionEnd),
 }
 
@@ -122,10 +127,11 @@ impl<E: Into<SessionEnd>> From<E> for Step {
 
 impl Relay {
     /// A session at this pool; the client has been greeted.
-    pub fn new(session: ClientSession, pool: Arc<Pool>) -> Self {
+    pub fn new(session: ClientSession, pool: Arc<Pool>, seat: Seat) -> Self {
         let relay = Self {
             session,
             pool,
+            seat,
             server: None,
             transaction_began: None,
             request_began: None,
@@ -160,10 +166,11 @@ impl Relay {
         self.session.handle.set_idle_session_timeout(timeout);
     }
 
-    /// Serves the client to its end, or until it goes to another tenant.
+    /// Serves the client to its end, or until it goes to another tenant or worker.
     ///
     /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
-    pub async fn run(mut self: Box<Self>) -> Option<SessionTransfer> {
+    pub async fn run(mut self: Box<Self>) -> Option<Departure> {
+        let _here = self.seat.worker.enter();
         poll_fn(|cx| {
             self.session.handle.wake_with(cx.waker());
             Poll::Ready(())
@@ -183,9 +190,10 @@ impl Relay {
                 }
                 Step::SwitchTenant => match Box::pin(self.switch_tenant()).await {
                     Ok(None) => {}
-                    Ok(Some(target)) => return Some(self.into_transfer(target)),
+                    Ok(Some(target)) => return Some(Departure::Tenant(self.into_transfer(target))),
                     Err(end) => break end,
                 },
+                Step::ChangeWorker => return Some(Departure::Worker(self)),
                 Step::End(end) => break end,
             }
         };
@@ -377,6 +385,9 @@ impl Relay {
         let chunk = read.filled();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         self.session.traffic.bytes_in += chunk.len() as u64;
+        if self.pool.placement.has_changed_since(&self.seat) && self.leaves_worker(chunk) {
+            return Err(Step::ChangeWorker);
+        }
         if self.is_answered_locally() {
             self.session.inbox.extend_from_slice(chunk);
             return Err(Step::SwitchTenant);
@@ -409,7 +420,7 @@ impl Relay {
         let mut begins = false;
         // While a request runs, the clock need not be read for what is pipelined behind it.
         if self.request_began.is_none() {
-            let now_ms = self.pool.worker.clock.now_ms();
+            let now_ms = self.pool.clock.now_ms();
             let now = Instant::now();
             self.request_began = Some(now);
             begins = self.transaction_began.is_none();

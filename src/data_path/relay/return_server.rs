@@ -19,7 +19,7 @@ impl Relay {
         let server = self.server.as_mut()?;
         if !server.side.replies.is_over() || !server.is_between_messages() || self.cancelling.is_some() {
             if !server.side.replies.is_working() {
-                self.session.handle.set_doing(Activity::InTransaction, self.pool.worker.clock.now_ms());
+                self.session.handle.set_doing(Activity::InTransaction, self.pool.clock.now_ms());
             }
             return None;
         }
@@ -49,7 +49,7 @@ impl Relay {
         let Some(server) = self.server.take() else { return };
         self.session.side.custom.insert(server.side.custom.by_session);
         self.session.handle.server_process_id.store(0, Ordering::Relaxed);
-        self.session.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
+        self.session.handle.set_doing(Activity::Idle, self.pool.clock.now_ms());
         self.session.handle.set_prepared(self.session.side.statements.len());
         // The beginning of the client's next message waits in the inbox for the next server.
         self.session.side.take_held(&mut self.session.inbox);
@@ -77,7 +77,7 @@ impl Relay {
 
     /// The session is between two transactions and keeps its server, unless a waiting session reclaims it.
     pub(super) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
-        self.session.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
+        self.session.handle.set_doing(Activity::Pinned, self.pool.clock.now_ms());
         if self.session.handle.is_notified() {
             self.send_notifications();
         }

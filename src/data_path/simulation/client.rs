@@ -24,6 +24,7 @@ use crate::{
     data_path::{
         lock::locked,
         login::startup::StartupPacket,
+        relay::change_worker::Departure,
         session_start::{AuthenticatedClient, greet},
         session_state::channels::Notification,
         tenant::{Access, Tenant},
@@ -439,8 +440,13 @@ async fn serve(pipe: DuplexStream, settings: Vec<(String, String)>, tenant: Arc<
         AuthenticatedClient { stream: pipe.into(), packet, login: world.login.clone(), unsent: Vec::new() };
     let proxy = world.proxy.clone();
     let Ok((pool, session_count)) = proxy.enter_pool(&tenant, Access::ReadWrite).await else { return };
-    if let Some(relay) = greet(client, pool, proxy).await {
-        relay.run().await;
+    let seat = pool.placement.seat();
+    let mut next = greet(client, pool, seat, proxy).await;
+    while let Some(relay) = next {
+        next = match relay.run().await {
+            Some(Departure::Worker(relay)) => Some(relay),
+            Some(Departure::Tenant(_)) | None => None,
+        };
     }
     drop(session_count);
 }

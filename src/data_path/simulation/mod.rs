@@ -211,6 +211,15 @@ async fn simulate(seed: u64) -> Result<(), String> {
             }
         });
     }
+    if random.random_ratio(1, 3) {
+        let (world, mut random) = (world.clone(), StdRng::seed_from_u64(random.random()));
+        tokio::spawn(async move {
+            for _ in 0..random.random_range(1..12) {
+                sleep(Duration::from_millis(random.random_range(5..300))).await;
+                world.place_tenant(random.random_range(0..3));
+            }
+        });
+    }
     let mut clients = Vec::new();
     for number in 0..random.random_range(2..8) {
         let (world, seed) = (world.clone(), random.random());

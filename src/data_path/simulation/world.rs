@@ -134,7 +134,8 @@ impl World {
             allow_from: Vec::new(),
         };
         let config = Arc::new(ArcSwap::from_pointee(config));
-        let workers = vec![Worker::here()];
+        let first = Worker::here();
+        let workers = vec![first.clone(), first.beside(1), first.beside(2)];
         let pools = TenantPools::new(
             workers.clone(),
             config.clone(),
@@ -183,6 +184,17 @@ impl World {
             tenant.clone()
         };
         self.proxy.pools.refresh(&changed).await;
+    }
+
+    /// A tenant's pools go to other workers, and get several every other time.
+    pub fn place_tenant(&self, index: usize) {
+        let (id, workers) = (self.tenant(index).id, &self.proxy.workers);
+        for pool in self.proxy.pools.all().into_iter().filter(|pool| pool.tenant.id == id) {
+            let at = pool.placement.workers().iter().sum::<usize>() + 1;
+            let count = at % 2 + 1;
+            let placed = workers.iter().cycle().skip(at % workers.len()).take(count).cloned();
+            pool.placement.place(placed.collect());
+        }
     }
 
     /// A tenant is suspended: its pool is closed. Its sessions are not ended.
