@@ -7,12 +7,13 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::TcpListener,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Instant,
 };
 
+use pglobby::local_postgres::os_user::ClusterOwner;
 use rustix::process::{Pid, Signal};
 use support::{
     Client,
@@ -60,7 +61,8 @@ impl Home {
 
     fn postgres_port(&self) -> u16 {
         let config = fs::read_to_string(self.data().join("proxy.toml")).unwrap();
-        config.split_once("@127.0.0.1:").unwrap().1.split_once('/').unwrap().0.parse().unwrap()
+        let host_and_port = config.split_once('@').unwrap().1.split_once('/').unwrap().0;
+        host_and_port.rsplit_once(':').unwrap().1.parse().unwrap()
     }
 
     /// `pglobby` typed in the folder `place`.
@@ -182,6 +184,43 @@ async fn an_error_at_start_is_one_line() {
     assert!(home.refusal(&[]).contains("is not a PostgreSQL data folder"));
     fs::remove_file(home.data().join("proxy.toml")).unwrap();
     assert!(home.refusal(&[]).contains("no proxy.toml"));
+}
+
+/// TCP on loopback costs more CPU: dev has Unix sockets to its PostgreSQL and for clients.
+#[tokio::test]
+async fn unix_sockets_lead_to_postgresql_and_to_dev() {
+    let home = Home::new();
+    let dev = home.dev();
+    // A server that is reached through a socket knows no address of its peer.
+    let peer = "SELECT coalesce(inet_client_addr()::text, 'socket')";
+    let url: tokio_postgres::Config = dev.url("alice").parse().unwrap();
+    assert_eq!(Client::connect(&url).await.unwrap().ask(peer).await, "socket");
+    let mut over_socket = tokio_postgres::Config::new();
+    over_socket.host_path(home.data()).port(home.port.number).dbname("acme");
+    over_socket.user("alice").password(url.get_password().unwrap());
+    assert_eq!(Client::connect(&over_socket).await.unwrap().ask(peer).await, "socket");
+    assert!(dev.printed.contains(&format!("psql -h '{}'", home.data().display())), "{}", dev.printed);
+
+    let sockets = home.data().join("sockets");
+    let hosts = succeeded(home.command("here").args(["host", "list", "--json"]).output().unwrap());
+    let hosts: serde_json::Value = serde_json::from_str(&hosts).unwrap();
+    assert_eq!(hosts[0]["address"], sockets.display().to_string());
+    // For root, PostgreSQL runs as another user, and the folder is that user's.
+    let metadata = |path: &Path| fs::metadata(path).unwrap();
+    assert_eq!(metadata(&sockets).mode() & 0o777, 0o700);
+    assert_eq!(metadata(&sockets).uid(), metadata(&home.data().join("postgres")).uid());
+    dev.stop(Signal::TERM);
+
+    // A machine that lost power leaves a lock file, and its process id is of another process of that user by now.
+    let mut other = Command::new("sleep");
+    let mut other = ClusterOwner::current().unwrap().run_as(other.arg("600")).spawn().unwrap();
+    let lock = sockets.join(format!(".s.PGSQL.{}.lock", home.postgres_port()));
+    fs::write(&lock, format!("{}\n", other.id())).unwrap();
+    let again = home.dev();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(Client::connect(&over_socket).await.unwrap().ask(peer).await, "socket");
+    again.stop(Signal::TERM);
 }
 
 /// After kill -9, PostgreSQL stops, commands find no dev, and dev starts again with the same folder.

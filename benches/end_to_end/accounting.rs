@@ -1,18 +1,60 @@
 //! What the operating system says a process has used.
 
-use std::{collections::HashMap, fs};
+use std::{
+    collections::HashMap,
+    fs,
+    time::{Instant, SystemTime},
+};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::noise::Machine;
+
+/// The part of a run that counts, from here until [`Window::close`].
+pub struct Window {
+    pooler: Option<u32>,
+    machine: Machine,
+    cpu: Cpu,
+    pub begun: Instant,
+    pub from: SystemTime,
+}
+
+/// What was used in a window.
+#[derive(Debug, Clone, Copy)]
+pub struct Measured {
+    pub seconds: f64,
+    /// Of the pooler; `None` for a direct connection.
+    pub cpu_micros: Option<f64>,
+    /// Of the machine, by processes that are not the stand's.
+    pub others_percent: f64,
+}
+
+impl Window {
+    /// `pooler` is its process; `None` for a direct connection.
+    pub fn open(pooler: Option<u32>) -> Self {
+        let (machine, cpu) = (Machine::now(), Cpu::of(pooler));
+        Self { pooler, machine, cpu, begun: Instant::now(), from: SystemTime::now() }
+    }
+
+    pub fn close(&self) -> Measured {
+        let (seconds, cpu) = (self.begun.elapsed().as_secs_f64(), Cpu::of(self.pooler));
+        Measured {
+            seconds,
+            cpu_micros: self.pooler.map(|_| cpu.micros_since(&self.cpu)),
+            others_percent: Machine::now().others_percent_since(&self.machine),
+        }
+    }
+}
 
 /// CPU time of each thread of a process so far, in nanoseconds.
 ///
 /// From `/proc/PID/task/*/schedstat`, which counts nanoseconds where `/proc/PID/stat` counts hundredths of a second.
 /// root reads it of a process that has become another user as well.
-pub struct Cpu(HashMap<String, u64>);
+struct Cpu(HashMap<String, u64>);
 
 impl Cpu {
     /// `None` stands for no process: the direct connection has no pooler.
-    pub fn of(pid: Option<u32>) -> Self {
+    fn of(pid: Option<u32>) -> Self {
         let Some(pid) = pid else { return Self(HashMap::new()) };
         let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the pooler runs");
         let time_of = |thread: std::io::Result<fs::DirEntry>| {
@@ -24,7 +66,7 @@ impl Cpu {
     }
 
     /// Microseconds used since `earlier` by the threads that live.
-    pub fn micros_since(&self, earlier: &Self) -> f64 {
+    fn micros_since(&self, earlier: &Self) -> f64 {
         let used = |(thread, now): (&String, &u64)| now - earlier.0.get(thread).unwrap_or(&0);
         self.0.iter().map(used).sum::<u64>() as f64 / 1e3
     }

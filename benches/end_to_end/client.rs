@@ -15,7 +15,7 @@ use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
 };
 
 use crate::stand::Target;
@@ -43,10 +43,15 @@ pub struct Reply {
 
 impl Client {
     pub async fn connect(target: &Target, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
-        let mut socket = TcpStream::connect(("127.0.0.1", target.port)).await?;
-        socket.set_nodelay(true)?;
+        let mut socket: Box<dyn Transport> = if target.host.starts_with('/') {
+            Box::new(UnixStream::connect(format!("{}/.s.PGSQL.{}", target.host, target.port)).await?)
+        } else {
+            let socket = TcpStream::connect((target.host.as_str(), target.port)).await?;
+            socket.set_nodelay(true)?;
+            Box::new(socket)
+        };
         let stream: Box<dyn Transport> = match tls {
-            None => Box::new(socket),
+            None => socket,
             Some(config) => {
                 socket.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
                 if socket.read_u8().await? != b'S' {

@@ -3,6 +3,7 @@
 use std::{io, process::Command, time::Instant};
 
 use crate::{
+    accounting::Window,
     client::Client,
     sample::{Metric, Outcome, of_requests},
     stand::{Pooler, Stand, Target},
@@ -58,15 +59,15 @@ impl Ddl {
         let mut client = Client::connect(&stand.target(pooler).at(database), None).await?;
         // A first statement opens a server.
         client.query("SELECT count(*) FROM t1").await?;
-        let (mut latencies, begun) = (Vec::new(), Instant::now());
+        let (mut latencies, window) = (Vec::new(), Window::open(None));
         for number in 0..200 {
             let start = Instant::now();
             query(&mut client, &self.what.statement(number)).await?;
             latencies.push(start.elapsed().as_secs_f64() * 1e6);
         }
-        let seconds = begun.elapsed().as_secs_f64();
+        let measured = window.close();
         client.leave().await?;
-        Ok(of_requests(latencies, seconds, None))
+        Ok(of_requests(latencies, measured))
     }
 }
 
@@ -141,8 +142,9 @@ async fn restore(stand: &Stand, database: &str, pooler: Pooler) -> Outcome {
     let dump = folder.path().join("dump.sql");
     let program = |name: &str, target: &Target| {
         let mut command = Command::new(stand.program(name));
-        command.args(["--host", "127.0.0.1", "--port", &target.port.to_string(), "--username", &target.user]);
-        command.args(["--dbname", &target.database]).env("PGPASSWORD", &target.password);
+        command.args(["--host", &target.host, "--port", &target.port.to_string()]);
+        command.args(["--username", &target.user, "--dbname", &target.database]);
+        command.env("PGPASSWORD", &target.password);
         command.env("PGSSLMODE", "disable");
         command
     };
@@ -159,7 +161,8 @@ async fn restore(stand: &Stand, database: &str, pooler: Pooler) -> Outcome {
     let mut restoring = program("psql", &stand.target(pooler).at(RESTORED));
     restoring.args(["--quiet", "--no-psqlrc", "--set", "ON_ERROR_STOP=1", "--output", "/dev/null", "--file"]);
     restoring.arg(&dump);
-    let start = Instant::now();
+    let window = Window::open(None);
     finish(restoring)?;
-    Ok(vec![(Metric::P50, start.elapsed().as_secs_f64() * 1e6)])
+    let measured = window.close();
+    Ok(vec![(Metric::Others, measured.others_percent), (Metric::P50, measured.seconds * 1e6)])
 }

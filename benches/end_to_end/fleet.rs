@@ -6,7 +6,7 @@ use futures_util::future::{join_all, try_join_all};
 
 use crate::{
     Plan,
-    accounting::{Cpu, clients_max, resident_kib},
+    accounting::{Window, clients_max, resident_kib},
     client::{Client, tls_config},
     sample::{Metric, Outcome, of_requests},
     stand::{Pooler, Stand, Target, numbered},
@@ -52,10 +52,10 @@ async fn logins(target: &Target, plan: &Plan) -> io::Result<Outcome> {
         client.leave().await
     };
     try_join_all((0..AT_A_TIME).map(|_| log_in())).await?; // Servers are open, the key is derived.
-    let (before, begun) = (Cpu::of(target.pid), Instant::now());
+    let window = Window::open(target.pid);
     let results = try_join_all((0..AT_A_TIME).map(|_| async {
         let mut latencies = Vec::new();
-        while begun.elapsed() < plan.window {
+        while window.begun.elapsed() < plan.window {
             let start = Instant::now();
             log_in().await?;
             latencies.push(start.elapsed().as_secs_f64() * 1e6);
@@ -63,7 +63,7 @@ async fn logins(target: &Target, plan: &Plan) -> io::Result<Outcome> {
         io::Result::Ok(latencies)
     }))
     .await?;
-    Ok(counted(results.concat(), begun, &before, target))
+    Ok(of_requests(results.concat(), window.close()))
 }
 
 /// Each tenant has a connection; each of [`AT_A_TIME`] goes round its share of them.
@@ -74,11 +74,11 @@ async fn tenants(target: &Target, count: usize, plan: &Plan) -> io::Result<Outco
         client.query("SELECT 1").await?;
         shares[number % AT_A_TIME].push(client);
     }
-    let (before, begun) = (Cpu::of(target.pid), Instant::now());
+    let window = Window::open(target.pid);
     let results = join_all(shares.iter_mut().map(|share| async {
         let mut latencies = Vec::new();
         for at in (0..share.len()).cycle() {
-            if begun.elapsed() > plan.window {
+            if window.begun.elapsed() > plan.window {
                 break;
             }
             let start = Instant::now();
@@ -88,18 +88,13 @@ async fn tenants(target: &Target, count: usize, plan: &Plan) -> io::Result<Outco
         io::Result::Ok(latencies)
     }))
     .await;
+    let measured = window.close();
     let latencies = results.into_iter().collect::<io::Result<Vec<_>>>()?.concat();
-    let outcome = counted(latencies, begun, &before, target);
+    let outcome = of_requests(latencies, measured);
     for client in shares.into_iter().flatten() {
         client.leave().await?;
     }
     Ok(outcome)
-}
-
-fn counted(latencies: Vec<f64>, begun: Instant, before: &Cpu, target: &Target) -> Outcome {
-    let seconds = begun.elapsed().as_secs_f64();
-    let cpu = target.pid.map(|_| Cpu::of(target.pid).micros_since(before));
-    of_requests(latencies, seconds, cpu)
 }
 
 async fn idle(stand: &Stand, pooler: Pooler, tls: bool, plan: &Plan) -> io::Result<super::sample::Sample> {

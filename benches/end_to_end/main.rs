@@ -1,8 +1,9 @@
-//! pglobby beside Debian's PgBouncer and beside no pooler at all, on this machine; `scripts/bench` runs it.
+//! pglobby beside PgBouncer and beside no pooler at all, on this machine; `scripts/bench` runs it.
 //!
 //! PostgreSQL, PgBouncer and pglobby are started here, on loopback, with equal settings (`stand.rs`). Every scenario
 //! (`scenarios.rs`) runs against one after the other and again, so that what else the machine does falls on all of
 //! them; `report.rs` makes medians, a table, JSON and plots of it. Nothing is asserted: numbers belong to machines.
+//! A run during which other processes needed the CPU (`noise.rs`) is repeated, and marked if that does not help.
 //!
 //! CPU is the operating system's accounting of all threads of the pooler (`accounting.rs`), over a window in which only
 //! the load ran. Clients are `pgbench`, or, for what it cannot do, `client.rs`.
@@ -21,6 +22,7 @@ mod client;
 mod cold;
 mod ddl;
 mod fleet;
+mod noise;
 mod pgbench;
 mod pgbouncer;
 mod plot;
@@ -39,7 +41,9 @@ use std::{
 
 use clap::Parser;
 
+use pgbouncer::Program;
 use report::Report;
+use sample::Outcome;
 use scenarios::{SCENARIOS, Scenario};
 use stand::{Pooler, Stand};
 
@@ -52,10 +56,13 @@ struct Arguments {
     /// Only scenarios whose name contains this; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// How often each scenario runs against each of the three
+    /// A PgBouncer to measure beside the distribution's, for instance a newer one; bars and ratios are to the newest
+    #[arg(long, value_name = "PATH")]
+    pgbouncer: Option<PathBuf>,
+    /// How often each scenario runs against each pooler
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds of each run that count
+    /// Seconds of each run that count, at least 3
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// Where JSON and plots go
@@ -91,9 +98,13 @@ async fn main() {
         return;
     }
     if chosen.is_empty() {
-        eprintln!("no scenario is called so; --list names them");
-        std::process::exit(2);
+        refuse("no scenario is called so; --list names them");
     }
+    if !arguments.quick && arguments.seconds < SECONDS_MIN {
+        refuse("--seconds is at least 3: shorter runs scatter too much to tell poolers apart");
+    }
+    let given = arguments.pgbouncer.as_deref().map(Program::at).transpose();
+    let given = given.unwrap_or_else(|error| refuse(&error));
     let plan = match arguments.quick {
         true => Plan { rounds: 1, window: Duration::from_millis(800), quick: true },
         false => Plan {
@@ -103,7 +114,7 @@ async fn main() {
         },
     };
     accounting::raise_descriptor_limit();
-    let mut stand = Stand::start().await;
+    let mut stand = Stand::start(given).await;
     if arguments.stay {
         stand.wait_for_enter();
         return;
@@ -114,9 +125,8 @@ async fn main() {
         eprintln!("{}: {}", scenario.name, scenario.title);
         let mut rounds = Vec::new();
         for round in 0..plan.rounds.min(scenario.load.rounds_max()) {
-            for pooler in Pooler::ALL {
-                let outcome = scenario.load.run(&mut stand, pooler, &plan, round).await;
-                eprintln!("  {:10} {}", pooler.name(), sample::in_words(&outcome));
+            for pooler in stand.poolers() {
+                let outcome = measure(scenario, &mut stand, pooler, &plan, round).await;
                 rounds.push((pooler, outcome));
             }
         }
@@ -130,6 +140,40 @@ async fn main() {
     println!("{}", report.markdown());
     println!("written to {}: results.json, results.md and plots", arguments.output.display());
 }
+
+/// The run that others disturbed least, of as many as are needed for a quiet one.
+async fn measure(
+    scenario: &Scenario,
+    stand: &mut Stand,
+    pooler: Pooler,
+    plan: &Plan,
+    round: usize,
+) -> Outcome {
+    let mut best = run(scenario, stand, pooler, plan, round).await;
+    let repeats = if plan.quick { 0 } else { scenario.load.repeats_max() };
+    for _ in 0..repeats {
+        let Some(noise) = sample::others_percent(&best).filter(|_| sample::is_noisy(&best)) else { break };
+        let again = run(scenario, stand, pooler, plan, round).await;
+        if sample::others_percent(&again).is_some_and(|others| others < noise) {
+            best = again;
+        }
+    }
+    best
+}
+
+async fn run(scenario: &Scenario, stand: &mut Stand, pooler: Pooler, plan: &Plan, round: usize) -> Outcome {
+    let outcome = scenario.load.run(stand, pooler, plan, round).await;
+    let noisy = if sample::is_noisy(&outcome) { "  (noisy)" } else { "" };
+    eprintln!("  {:16} {}{noisy}", pooler.name(), sample::in_words(&outcome));
+    outcome
+}
+
+fn refuse(why: &str) -> ! {
+    eprintln!("{why}");
+    std::process::exit(2);
+}
+
+const SECONDS_MIN: f64 = 3.0;
 
 fn is_chosen(scenario: &Scenario, only: &[String]) -> bool {
     only.is_empty() || only.iter().any(|part| scenario.name.contains(part.as_str()))

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::{
     Plan,
-    accounting::Cpu,
+    accounting::Window,
     sample::{Outcome, of_requests},
     stand::{Stand, Target},
 };
@@ -34,6 +34,8 @@ pub struct Pgbench {
     pub tls: bool,
     /// A login for each transaction.
     pub connect: bool,
+    /// As a service login instead of an employee's.
+    pub service: bool,
     /// Transactions a second, instead of as many as can be.
     pub rate: Option<u32>,
 }
@@ -55,19 +57,35 @@ impl Pgbench {
         script: Script::SelectOnly,
         tls: false,
         connect: false,
+        service: false,
         rate: None,
     };
 
+    pub const fn clients(self, clients: usize) -> Self {
+        Self { clients, ..self }
+    }
+
     pub async fn run(&self, stand: &Stand, target: &Target, plan: &Plan) -> Outcome {
-        let mut running = self.start(stand, target, plan.window)?;
-        running.warmed_up().await;
-        let (before, from) = (Cpu::of(target.pid), SystemTime::now());
+        self.run_at(stand, std::slice::from_ref(target), plan).await
+    }
+
+    /// One for each target, at the same time; all targets are of one pooler.
+    pub async fn run_at(&self, stand: &Stand, targets: &[Target], plan: &Plan) -> Outcome {
+        let start = |target| self.start(stand, target, plan.window);
+        let mut all = targets.iter().map(start).collect::<Result<Vec<_>, _>>()?;
+        for running in &mut all {
+            running.warmed_up().await;
+        }
+        let window = Window::open(targets.first().and_then(|target| target.pid));
         tokio::time::sleep(plan.window).await;
-        let (after, until) = (Cpu::of(target.pid), SystemTime::now());
-        running.finish()?;
-        let seconds = until.duration_since(from).unwrap().as_secs_f64();
-        let cpu = target.pid.map(|_| after.micros_since(&before));
-        of_requests(running.latencies(from, until), seconds, cpu)
+        let until = SystemTime::now();
+        let measured = window.close();
+        let mut latencies = Vec::new();
+        for running in &mut all {
+            running.finish()?;
+            latencies.append(&mut running.latencies(window.from, until));
+        }
+        of_requests(latencies, measured)
     }
 
     /// Runs until a window of this length after the warm-up is over.
@@ -100,7 +118,9 @@ impl Pgbench {
         if let Some(rate) = self.rate {
             command.args(["--rate", &rate.to_string()]);
         }
-        command.args(["--host", "127.0.0.1", "--port", &target.port.to_string(), "--username", &target.user]);
+        let target = if self.service { target.as_service() } else { target.clone() };
+        command.args(["--host", &target.host, "--port", &target.port.to_string()]);
+        command.args(["--username", &target.user]);
         command.arg(&target.database);
         command.env("PGPASSWORD", &target.password);
         command.env("PGSSLMODE", if self.tls { "require" } else { "disable" });

@@ -1,9 +1,9 @@
-//! PgBouncer as Debian packages it, in the foreground, as the user that PostgreSQL runs as.
+//! PgBouncer in the foreground, as the user that PostgreSQL runs as: the distribution's, and one given by its path.
 
 use std::{
     fs,
     net::{Ipv4Addr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -13,6 +13,43 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::support::ports::ReservedPort;
+
+/// A program that can be started.
+#[derive(Debug, Clone)]
+pub struct Program {
+    path: PathBuf,
+    /// `PgBouncer 1.25.0`.
+    pub version: String,
+}
+
+impl Program {
+    /// The distribution's, if it is installed.
+    pub fn of_distribution() -> Option<Self> {
+        let path = PROGRAMS.into_iter().map(PathBuf::from).find(|path| path.exists())?;
+        Some(Self::at(&path).unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    /// The error says what is wrong with it.
+    pub fn at(path: &Path) -> Result<Self, String> {
+        let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let path = fs::canonicalize(path).map_err(|error| wrong(&error))?;
+        let owner = ClusterOwner::current().map_err(|error| wrong(&error))?;
+        owner
+            .may_enter(path.parent().unwrap_or(Path::new("/")))
+            .map_err(|_| wrong(&"the user that PostgreSQL runs as may not pass through to it"))?;
+        let output = Command::new(&path).arg("--version").output().map_err(|error| wrong(&error))?;
+        let words = String::from_utf8_lossy(&output.stdout);
+        let version = words.lines().next().filter(|line| line.starts_with("PgBouncer "));
+        let version = version.ok_or_else(|| wrong(&"is no PgBouncer"))?.to_owned();
+        Ok(Self { path, version })
+    }
+
+    /// To compare with another one's.
+    pub fn version_number(&self) -> Vec<u32> {
+        let number = self.version.trim_start_matches("PgBouncer ");
+        number.split('.').map_while(|part| part.parse().ok()).collect()
+    }
+}
 
 /// Running; ends with this.
 pub struct PgBouncer {
@@ -25,19 +62,20 @@ pub struct PgBouncer {
 const PROGRAMS: [&str; 3] = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"];
 
 impl PgBouncer {
-    pub fn version() -> String {
-        let output = Command::new(program()).arg("--version").output().unwrap();
-        String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned()
-    }
-
     /// `databases` and `settings` are lines of its configuration, `users` its userlist; `certificate` is a
     /// certificate and its key in PEM.
-    pub fn start(databases: &str, users: &str, settings: &str, certificate: &(String, String)) -> Self {
+    pub fn start(
+        program: &Program,
+        databases: &str,
+        users: &str,
+        settings: &str,
+        certificate: &(String, String),
+    ) -> Self {
         let folder = tempfile::Builder::new().prefix("pgb").tempdir_in("/tmp").unwrap();
         let port = ReservedPort::take();
         let at = folder.path();
         let ini = format!(
-            "[databases]\n{databases}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\nunix_socket_dir =\n\
+            "[databases]\n{databases}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\nunix_socket_dir = {at}\n\
              auth_type = scram-sha-256\nauth_file = {at}/users\n\
              client_tls_sslmode = allow\nclient_tls_cert_file = {at}/server.crt\nclient_tls_key_file = {at}/server.key\n\
              {settings}\n",
@@ -55,7 +93,7 @@ impl PgBouncer {
             owner.give(&at.join(name)).unwrap();
         }
         owner.give(at).unwrap();
-        let process = spawn(at, &owner);
+        let process = spawn(program, at, &owner);
         let running = Self { process, folder, port };
         running.wait_until_it_listens();
         running
@@ -63,6 +101,11 @@ impl PgBouncer {
 
     pub fn port(&self) -> u16 {
         self.port.number
+    }
+
+    /// Of its Unix socket.
+    pub fn socket_folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub fn pid(&self) -> u32 {
@@ -88,16 +131,9 @@ impl Drop for PgBouncer {
     }
 }
 
-fn program() -> &'static str {
-    PROGRAMS
-        .into_iter()
-        .find(|path| Path::new(path).exists())
-        .expect("PgBouncer is missing: run scripts/bench, which installs it")
-}
-
-fn spawn(folder: &Path, owner: &ClusterOwner) -> Child {
+fn spawn(program: &Program, folder: &Path, owner: &ClusterOwner) -> Child {
     let log = fs::File::create(folder.join("log")).unwrap();
-    let mut command = Command::new(program());
+    let mut command = Command::new(&program.path);
     command.arg(folder.join("ini")).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     owner.run_as(&mut command).spawn().unwrap()

@@ -1,12 +1,12 @@
-//! One client, 200 MB: what a megabyte costs, and that memory does not grow with it.
+//! One client, 200 MB again and again: what a megabyte costs, and that memory does not grow with it.
 
-use std::{fmt::Display, time::Instant};
+use std::fmt::Display;
 
 use crate::{
     Plan,
-    accounting::{Cpu, forget_peak, peak_kib, resident_kib},
+    accounting::{Window, forget_peak, peak_kib, resident_kib},
     client::Client,
-    sample::{Metric, Outcome},
+    sample::{Metric, Outcome, Sample},
     stand::Target,
 };
 
@@ -25,41 +25,51 @@ impl Stream {
         self.try_run(target, plan).await.map_err(in_words)
     }
 
-    async fn try_run(self, target: &Target, plan: &Plan) -> std::io::Result<super::sample::Sample> {
+    async fn try_run(self, target: &Target, plan: &Plan) -> std::io::Result<Sample> {
         let megabytes = if plan.quick { 20 } else { 200 };
-        let rows = format!("FROM generate_series(1, {})", megabytes * 1000);
         let mut client = Client::connect(target, None).await?;
         client.query("SELECT 1").await?;
         if let Some(pid) = target.pid {
             forget_peak(pid);
         }
         let resident = target.pid.map(resident_kib);
-        let (before, begun) = (Cpu::of(target.pid), Instant::now());
+        let (window, mut streamed) = (Window::open(target.pid), 0);
+        while streamed == 0 || window.begun.elapsed() < plan.window {
+            self.stream(&mut client, megabytes).await?;
+            streamed += megabytes;
+        }
+        let measured = window.close();
+        let mut sample = vec![
+            (Metric::Others, measured.others_percent),
+            (Metric::Throughput, streamed as f64 / measured.seconds),
+        ];
+        sample.extend(measured.cpu_micros.map(|micros| (Metric::Cpu, micros / streamed as f64)));
+        if let (Some(pid), Some(resident)) = (target.pid, resident) {
+            sample.push((Metric::Peak, peak_kib(pid) - resident));
+        }
+        if matches!(self, Self::CopyIn) {
+            client.query("TRUNCATE sink").await?;
+        }
+        client.leave().await?;
+        Ok(sample)
+    }
+
+    async fn stream(self, client: &mut Client, megabytes: usize) -> std::io::Result<()> {
+        let rows = format!("SELECT repeat('x', 1000) FROM generate_series(1, {})", megabytes * 1000);
         let reply = match self {
-            Self::Result => client.query(&format!("SELECT repeat('x', 1000) {rows}")).await?,
-            Self::CopyOut => {
-                client.query(&format!("COPY (SELECT repeat('x', 1000) {rows}) TO STDOUT")).await?
-            }
+            Self::Result => client.query(&rows).await?,
+            Self::CopyOut => client.query(&format!("COPY ({rows}) TO STDOUT")).await?,
             Self::CopyIn => {
                 let rows = format!("{}\n", "x".repeat(99)).repeat(ROWS);
                 client.query("BEGIN").await?;
                 let count = megabytes * 1_000_000 / rows.len();
-                client.copy_in("COPY sink FROM STDIN", rows.as_bytes(), count).await?
+                let reply = client.copy_in("COPY sink FROM STDIN", rows.as_bytes(), count).await?;
+                client.query("ROLLBACK").await?;
+                reply
             }
         };
-        let (seconds, after) = (begun.elapsed().as_secs_f64(), Cpu::of(target.pid));
-        let mut sample = vec![(Metric::Throughput, megabytes as f64 / seconds)];
-        if let (Some(pid), Some(resident)) = (target.pid, resident) {
-            sample.push((Metric::Cpu, after.micros_since(&before) / megabytes as f64));
-            sample.push((Metric::Peak, peak_kib(pid) - resident));
-        }
-        if matches!(self, Self::CopyIn) {
-            client.query("ROLLBACK").await?;
-            client.query("TRUNCATE sink").await?;
-        }
-        client.leave().await?;
         let enough = matches!(self, Self::CopyIn) || reply.bytes > megabytes * 1_000_000;
-        if reply.error || !enough { Err(std::io::Error::other("the stream broke off")) } else { Ok(sample) }
+        if reply.error || !enough { Err(std::io::Error::other("the stream broke off")) } else { Ok(()) }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::config::{
 };
 
 /// `sun_path` has 108 bytes, one for the NUL.
-const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
+pub const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// As long as a host's name can be (RFC 1035).
 const NODE_WORD_BYTES_MAX: usize = 255;

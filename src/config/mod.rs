@@ -23,6 +23,7 @@ use secrecy::SecretString;
 use zeroize::Zeroizing;
 
 pub use self::{
+    meaning::UNIX_SOCKET_PATH_BYTES_MAX,
     modes::{PoolMode, TlsMode},
     settings::{FailedLoginRules, Limits, PoolConfig, Setting, Shown, Timeouts},
 };

@@ -5,8 +5,12 @@
 //! DIR/keyring.toml   the sealing keys, 0600
 //! DIR/postgres       PostgreSQL's data, 0700
 //! DIR/postgres.log
+//! DIR/sockets        PostgreSQL's Unix socket, 0700: pglobby connects through it
+//! DIR/.s.PGSQL.6432  pglobby's own, for clients
 //! DIR/lock
 //! ```
+//!
+//! The path of a Unix socket is short: in a folder with a long path PostgreSQL is reached over TCP.
 //!
 //! `proxy.toml` is written first: a first run that is interrupted leaves a password without a cluster, and
 //! never a cluster without its password.
@@ -16,7 +20,10 @@ use std::{
     fs::{self, File, TryLockError},
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{OpenOptionsExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -24,7 +31,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::config::Host;
 
 use crate::{
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, UNIX_SOCKET_PATH_BYTES_MAX},
     control_path::secrets::scram_verifier::generate_password,
     local_postgres::{
         binaries::{NoBinaries, PostgresBinaries},
@@ -61,8 +68,8 @@ pub enum DevError {
     NoConfig(PathBuf),
     /// `proxy.toml` was edited so that dev cannot use it.
     #[error(
-        "{0:?} does not name a central database on 127.0.0.1 with a password; restore that, or remove \
-         the folder to start again"
+        "{0:?} does not name this folder's PostgreSQL and its password as dev wrote them; restore \
+         that, or remove the folder to start again"
     )]
     NotOurs(PathBuf),
     /// No port is free for PostgreSQL.
@@ -147,8 +154,10 @@ impl DataFolder {
                 }
                 self.write_config(&first_config(
                     listen.unwrap_or(DEFAULT_LISTEN),
+                    &self.postgres_host(),
                     free_port()?,
                     &generate_password(),
+                    has_room_for_socket(&self.path),
                 ))?;
             }
             Err(source) => return Err(io_error(&path, source)),
@@ -159,7 +168,7 @@ impl DataFolder {
     }
 
     /// Starts the folder's PostgreSQL, and creates it in the first run. If its port is in use, it gets
-    /// another one; the configuration that is returned has it. Blocks.
+    /// another one. The configuration that is returned has its port and its socket. Blocks.
     pub fn start_postgres(
         &self,
         mut config: Config,
@@ -172,16 +181,22 @@ impl DataFolder {
         };
         let cluster = LocalCluster::new(binaries, &data)?;
         if !data.exists() {
-            cluster.init(MASTER, self.central(&config)?.1, &[])?;
+            cluster.init(MASTER, self.central(&config)?.password, &[])?;
         }
+        let host = self.postgres_host();
+        let socket_folder = match &host {
+            Host::Unix(folder) => self.empty_socket_folder(folder, cluster.owner())?,
+            Host::Tcp(_) => "",
+        };
+        // The folder has been moved, or is from a version that used TCP.
+        let port = self.central(&config)?.port;
+        config = self.reach_postgres_at(config, &host, port)?;
         loop {
-            let (port, _) = self.central(&config)?;
-            let port = port.to_string();
+            let port = self.central(&config)?.port.to_string();
             let started = cluster.start(&[
                 ("listen_addresses", "127.0.0.1"),
                 ("port", &port),
-                // TCP only: the path of a socket in this folder may be too long.
-                ("unix_socket_directories", ""),
+                ("unix_socket_directories", socket_folder),
                 ("max_connections", "200"),
                 ("shared_buffers", "64MB"),
             ]);
@@ -190,29 +205,59 @@ impl DataFolder {
                     if reason.contains("Address already in use") =>
                 {
                     // Ends with NoPort at the latest: each round tries another port.
-                    config = self.move_postgres(&config)?;
+                    config = self.reach_postgres_at(config, &host, free_port()?)?;
                 }
                 started => return Ok((started?, config)),
             }
         }
     }
 
-    fn move_postgres(&self, config: &Config) -> Result<Config, DevError> {
-        let (old, _) = self.central(config)?;
-        let new = free_port()?;
-        let path = self.config_path();
-        let text = fs::read_to_string(&path).map_err(|source| io_error(&path, source))?;
-        let moved = text.replace(&format!("@127.0.0.1:{old}/"), &format!("@127.0.0.1:{new}/"));
-        self.write_config(&SecretString::from(moved))?;
-        self.config(None)
+    /// How pglobby reaches this folder's PostgreSQL: through its Unix socket, which needs less CPU
+    /// than loopback TCP, unless the socket's path would be too long.
+    fn postgres_host(&self) -> Host {
+        let folder = self.path.join(SOCKETS);
+        match has_room_for_socket(&folder) && folder.to_str().is_some() {
+            true => Host::Unix(folder),
+            false => Host::Tcp(LOOPBACK.to_owned()),
+        }
     }
 
-    /// Returns port and master password of the folder's PostgreSQL.
-    pub fn central<'a>(&self, config: &'a Config) -> Result<(u16, &'a SecretString), DevError> {
+    /// Only PostgreSQL's user, and root, may connect. What a killed PostgreSQL has left is removed: the
+    /// process id in its lock file may be of another process by now, and PostgreSQL would not start.
+    fn empty_socket_folder<'a>(&self, folder: &'a Path, owner: &ClusterOwner) -> Result<&'a str, DevError> {
+        match fs::remove_dir_all(folder) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(io_error(folder, source)),
+            _ => {}
+        }
+        owner.make_folder(folder)?;
+        folder.to_str().ok_or_else(|| DevError::NotOurs(self.config_path()))
+    }
+
+    /// Writes host and port of PostgreSQL into the configuration, unless they are there.
+    fn reach_postgres_at(&self, config: Config, host: &Host, port: u16) -> Result<Config, DevError> {
+        let old = self.central(&config)?;
+        if (old.host, old.port) == (host, port) {
+            return Ok(config);
+        }
+        let path = self.config_path();
+        let text = fs::read_to_string(&path).map_err(|source| io_error(&path, source))?;
+        let (old, new) = (authority(old.host, old.port), authority(host, port));
+        self.write_config(&SecretString::from(text.replace(&old, &new)))?;
+        let config = self.config(None)?;
+        let written = self.central(&config)?;
+        match (written.host, written.port) == (host, port) {
+            true => Ok(config),
+            false => Err(DevError::NotOurs(path)),
+        }
+    }
+
+    /// Returns where the folder's PostgreSQL is, and its master password.
+    pub fn central<'a>(&self, config: &'a Config) -> Result<CentralAddress<'a>, DevError> {
         let central = &config.central;
-        let local = matches!(central.connection.get_hosts(), [Host::Tcp(name)] if name == "127.0.0.1");
-        match (central.connection.get_ports(), &central.password) {
-            ([port], Some(password)) if local => Ok((*port, password)),
+        match (central.connection.get_hosts(), central.connection.get_ports(), &central.password) {
+            ([host], [port], Some(password)) if is_ours(host) => {
+                Ok(CentralAddress { host, port: *port, password })
+            }
             _ => Err(DevError::NotOurs(self.config_path())),
         }
     }
@@ -239,6 +284,61 @@ impl DataFolder {
     }
 }
 
+/// The PostgreSQL that a configuration of dev names.
+#[derive(Debug)]
+pub struct CentralAddress<'a> {
+    host: &'a Host,
+    /// TCP port, and the number in the name of the Unix socket.
+    pub port: u16,
+    password: &'a SecretString,
+}
+
+impl CentralAddress<'_> {
+    /// As a tenants' host has it in `hosts.address`.
+    pub fn host_address(&self) -> String {
+        match self.host {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(folder) => folder.display().to_string(),
+        }
+    }
+}
+
+/// The socket's folder may be another one than today's: DIR can be moved.
+fn is_ours(host: &Host) -> bool {
+    match host {
+        Host::Tcp(name) => name == LOOPBACK,
+        Host::Unix(folder) => folder.ends_with(SOCKETS),
+    }
+}
+
+/// `@HOST:PORT/` of a URL.
+fn authority(host: &Host, port: u16) -> String {
+    match host {
+        Host::Tcp(name) => format!("@{name}:{port}/"),
+        Host::Unix(folder) => format!("@{}:{port}/", percent_encoded(folder)),
+    }
+}
+
+/// Everything but letters, digits and `-._~`, so that a path is a host in a URL and needs no care in TOML.
+fn percent_encoded(path: &Path) -> String {
+    let mut text = String::new();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                text.push(char::from(*byte));
+            }
+            _ => text += &format!("%{byte:02X}"),
+        }
+    }
+    text
+}
+
+/// Whether the path of a socket in this folder is short enough, whatever its port is. Two bytes are spare
+/// for the "." that a relative path in `proxy.toml` adds.
+fn has_room_for_socket(folder: &Path) -> bool {
+    folder.join(".s.PGSQL.65535").as_os_str().len() + 2 <= UNIX_SOCKET_PATH_BYTES_MAX
+}
+
 /// Checks, before anything is started, that no process listens on `address`.
 pub fn must_be_free(address: SocketAddr) -> Result<(), DevError> {
     // Without SO_REUSEPORT: with it, the proxy would share the port with another pglobby.
@@ -255,14 +355,20 @@ fn refuse_other_folders(path: &Path) -> Result<(), DevError> {
     }
 }
 
-fn first_config(listen: SocketAddr, postgres_port: u16, password: &SecretString) -> SecretString {
+fn first_config(
+    listen: SocketAddr,
+    postgres_host: &Host,
+    postgres_port: u16,
+    password: &SecretString,
+    with_socket: bool,
+) -> SecretString {
     let password = password.expose_secret();
     SecretString::from(format!(
         "# `pglobby dev` wrote this file and reads it at each start.
 {}
-
+{}
 [central]
-url = \"postgres://{MASTER}:{password}@127.0.0.1:{postgres_port}/{CENTRAL_DATABASE}\"
+url = \"postgres://{MASTER}:{password}{}{CENTRAL_DATABASE}\"
 
 [keys]
 file = \"keyring.toml\"
@@ -271,6 +377,9 @@ file = \"keyring.toml\"
 {}
 ",
         listen_lines(listen),
+        // Relative to this file.
+        if with_socket { "unix_socket_dir = \".\"\n" } else { "" },
+        authority(postgres_host, postgres_port),
         http_line(listen),
     ))
 }
@@ -315,6 +424,8 @@ fn io_error(path: &Path, source: io::Error) -> DevError {
 }
 
 const LOCK: &str = "lock";
+const SOCKETS: &str = "sockets";
+const LOOPBACK: &str = "127.0.0.1";
 const MASTER: &str = "master";
 const CENTRAL_DATABASE: &str = "central";
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6432);
@@ -328,12 +439,19 @@ const LAST_PORT: u16 = 5532;
 mod tests {
     use super::*;
 
+    fn first(listen: &str) -> SecretString {
+        let host = Host::Unix("/d e/sockets".into());
+        first_config(listen.parse().unwrap(), &host, 5440, &SecretString::from("s3cret"), true)
+    }
+
     #[test]
     fn the_first_configuration_is_one_that_pglobby_reads() {
-        let text = first_config("127.0.0.1:7000".parse().unwrap(), 5440, &SecretString::from("s3cret"));
+        let text = first("127.0.0.1:7000");
         let config = Config::read(text.expose_secret(), Some(Path::new("/d/proxy.toml")), &|_| None).unwrap();
         assert_eq!(config.listen, ["127.0.0.1:7000".parse().unwrap()]);
         assert_eq!(config.http_listen, Some("127.0.0.1:10000".parse().unwrap()));
+        assert_eq!(config.unix_socket_dir, Some("/d/.".into()));
+        assert_eq!(config.central.connection.get_hosts(), [Host::Unix("/d e/sockets".into())]);
         assert_eq!(config.central.connection.get_ports(), [5440]);
         assert_eq!(config.central.password.unwrap().expose_secret(), "s3cret");
         assert_eq!(config.keys_file, Some("/d/keyring.toml".into()));
@@ -341,7 +459,7 @@ mod tests {
 
     #[test]
     fn another_address_replaces_the_old_one_and_keeps_what_the_user_added() {
-        let first = first_config("127.0.0.1:6432".parse().unwrap(), 5440, &SecretString::from("s3cret"));
+        let first = first("127.0.0.1:6432");
         let edited = first.expose_secret().replace("listen_port", "default_pool_size = 3\nlisten_port");
         let moved = with_listen(&edited, "0.0.0.0:7432".parse().unwrap());
         let config = Config::read(moved.expose_secret(), None, &|_| None).unwrap();
@@ -388,6 +506,30 @@ mod tests {
         fs::create_dir(data.postgres_data()).unwrap();
         fs::remove_file(data.config_path()).unwrap();
         assert!(matches!(data.config(None), Err(DevError::NoConfig(_))));
+    }
+
+    #[test]
+    fn a_folder_that_was_moved_or_has_a_long_path_reaches_its_postgresql() {
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let (before, after) = (folder.path().join("before"), folder.path().join("after"));
+        let data = DataFolder::take(&before).unwrap();
+        let config = data.config(None).unwrap();
+        let address = data.central(&config).unwrap().host_address();
+        assert_eq!(address, before.join("sockets").display().to_string());
+        drop(data);
+
+        fs::rename(&before, &after).unwrap();
+        let data = DataFolder::take(&after).unwrap();
+        let config = data.config(None).unwrap();
+        let config = data.reach_postgres_at(config, &data.postgres_host(), 5450).unwrap();
+        let central = data.central(&config).unwrap();
+        assert_eq!((central.host, central.port), (&Host::Unix(after.join("sockets")), 5450));
+
+        let data = DataFolder::take(&folder.path().join("long".repeat(30))).unwrap();
+        let config = data.config(None).unwrap();
+        assert_eq!(data.central(&config).unwrap().host_address(), "127.0.0.1");
+        assert_eq!(config.unix_socket_dir, None);
     }
 
     #[test]

@@ -76,7 +76,7 @@ async fn create_login(actor: &Actor, name: &str, kind: NewLoginKind) -> Result<S
 }
 
 /// Returns the text that `dev` prints when everything is running.
-pub fn instructions(logins: &[DemoLogin], listen: SocketAddr, folder: &Path) -> String {
+pub fn instructions(logins: &[DemoLogin], listen: SocketAddr, folder: &Path, has_socket: bool) -> String {
     let at = reachable(listen);
     let mut lines = vec!["Connect:".to_owned()];
     for DemoLogin { name, database, password } in logins {
@@ -87,6 +87,10 @@ pub fn instructions(logins: &[DemoLogin], listen: SocketAddr, folder: &Path) -> 
             }
             None => format!("  psql 'postgres://{name}@{at}/{database}'"),
         });
+    }
+    if let Some(DemoLogin { name, database, .. }) = logins.first().filter(|_| has_socket) {
+        lines.push("Or through a Unix socket, which needs less CPU:".to_owned());
+        lines.push(format!("  psql -h '{}' -p {} -U {name} {database}", folder.display(), listen.port()));
     }
     lines.push(String::new());
     if logins.iter().any(|login| login.password.is_some()) {
@@ -125,11 +129,13 @@ mod tests {
         let mut logins =
             [DemoLogin { name: "alice", database: "acme", password: Some(SecretString::from("s3cret")) }];
         let listen = "0.0.0.0:6432".parse().unwrap();
-        let first = instructions(&logins, listen, Path::new("/d"));
+        let first = instructions(&logins, listen, Path::new("/d"), true);
+        assert!(first.contains("psql -h '/d' -p 6432 -U alice acme"), "{first}");
         assert!(first.contains("psql 'postgres://alice:s3cret@127.0.0.1:6432/acme'"), "{first}");
 
         logins[0].password = None;
-        let later = instructions(&logins, listen, Path::new("/d"));
+        let later = instructions(&logins, listen, Path::new("/d"), false);
+        assert!(!later.contains("Unix socket"), "{later}");
         assert!(later.contains("psql 'postgres://alice@127.0.0.1:6432/acme'"), "{later}");
         assert!(later.contains("pglobby login set-password alice --generate"), "{later}");
     }

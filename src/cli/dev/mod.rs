@@ -12,14 +12,17 @@ use clap::Args;
 use tokio::signal::unix::SignalKind;
 
 use self::{
-    data_folder::{DataFolder, must_be_free},
+    data_folder::{CentralAddress, DataFolder, must_be_free},
     running::{Announcement, RunningDev},
 };
 use crate::{
     cli::{Failure, logging, output, serve::Signals},
     config::Config,
     control_path::{
-        admin::{actor::Actor, hosts},
+        admin::{
+            actor::Actor,
+            hosts::{self, HostSummary},
+        },
         central::Central,
         console::Request,
         init::{DEFAULT_HOST, init},
@@ -65,7 +68,7 @@ impl Dev {
         let postgres_ended = ended(postgres.end_signal());
         init(&config).await?;
         let actor = actor(&config)?;
-        update_host_port(&actor, folder.central(&config)?.0).await?;
+        update_host(&actor, &folder.central(&config)?).await?;
         let logins = demo::create(&actor).await?;
 
         logging::start(&config.log)?;
@@ -74,7 +77,8 @@ impl Dev {
         let _announcement = announce(&folder);
         if let Some(listen) = config.listen.first() {
             output::line("pglobby and its PostgreSQL are running.\n");
-            output::line(demo::instructions(&logins, *listen, folder.path()));
+            let has_socket = config.unix_socket_dir.is_some();
+            output::line(demo::instructions(&logins, *listen, folder.path(), has_socket));
         }
         tokio::select! {
             () = until_stopped(&mut signals, &node, &folder) => {}
@@ -119,11 +123,14 @@ fn actor(config: &Config) -> Result<Actor, Failure> {
     Ok(Actor::new(Central::open(config)?, Arc::new(keyring), "pglobby dev"))
 }
 
-/// PostgreSQL may listen on another port than in the last run: updates the port of the tenants' host.
-async fn update_host_port(actor: &Actor, port: u16) -> Result<(), Failure> {
+/// PostgreSQL may have another port or socket than in the last run: updates the tenants' host.
+async fn update_host(actor: &Actor, central: &CentralAddress<'_>) -> Result<(), Failure> {
+    let (address, port) = (central.host_address(), i32::from(central.port));
     let hosts = hosts::list(actor).await?;
-    if hosts.iter().any(|host| host.name == DEFAULT_HOST && host.port != i32::from(port)) {
-        hosts::set(actor, DEFAULT_HOST, &[("port".to_owned(), port.to_string())], None).await?;
+    let is_old = |host: &HostSummary| host.address != address || host.port != port;
+    if hosts.iter().any(|host| host.name == DEFAULT_HOST && is_old(host)) {
+        let settings = [("address".to_owned(), address.clone()), ("port".to_owned(), port.to_string())];
+        hosts::set(actor, DEFAULT_HOST, &settings, None).await?;
     }
     Ok(())
 }
