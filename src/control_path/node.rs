@@ -398,5 +398,8 @@ async fn maintain(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {
         interval.tick().await;
         proxy.pools.maintain().await;
         window.keep(&proxy.pools);
+        if let Some(worker) = proxy.workers.first() {
+            worker.clock.tick();
+        }
     }
 }

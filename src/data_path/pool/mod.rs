@@ -252,7 +252,7 @@ impl Pool {
         if server.side.parameters_changed {
             self.note_reported(&mut server);
         }
-        let now = self.worker.clock.now();
+        let now = self.worker.transaction_ended();
         if !server.side.custom.ever.is_empty() {
             self.note_custom_parameters(&mut server, now);
         }
