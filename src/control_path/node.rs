@@ -197,6 +197,7 @@ impl Node {
         self.proxy.pools.accounts.limit(&config.limits);
         self.proxy.config.store(Arc::new(config));
         self.proxy.apply(DirectoryChange::Everything).await;
+        self.proxy.sessions.limits_changed.notify_one();
         info!("configuration reloaded");
         Ok(())
     }
