@@ -198,6 +198,7 @@ impl Node {
         self.proxy.config.store(Arc::new(config));
         self.proxy.apply(DirectoryChange::Everything).await;
         self.proxy.sessions.limits_changed.notify_one();
+        self.proxy.pools.timeouts_changed();
         info!("configuration reloaded");
         Ok(())
     }

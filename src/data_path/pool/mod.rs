@@ -22,6 +22,7 @@ pub mod pause;
 pub mod pinned_sessions;
 mod pooled_server;
 pub mod role_settings;
+mod rounds;
 pub mod server_list;
 pub mod shared_listener;
 pub mod startup_parameters;
@@ -54,6 +55,7 @@ use self::{
     hidden_catalogs::KnownCatalogs,
     pinned_sessions::PinnedSessions,
     role_settings::RoleStart,
+    rounds::Place,
     server_list::ServerList,
     shared_listener::ListenerSlot,
     startup_parameters::StatusCache,
@@ -191,6 +193,7 @@ pub struct Pool {
     last_used_ms: AtomicU64,
     /// When the functions were last checked for changes, on the same clock.
     functions_checked_ms: AtomicU64,
+    place: Place,
     succession: Succession,
 }
 

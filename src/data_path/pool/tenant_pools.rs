@@ -10,7 +10,6 @@ use std::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize},
     },
-    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -18,10 +17,20 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, connect_backoff::ConnectBackoff, connector::Connector, host_budget::HostBudget,
-    host_connecting::HostConnecting, lease_requests::LeaseRequests, pause::Pauses,
-    pinned_sessions::PinnedSessions, role_settings::RoleStart, startup_parameters::StatusCache,
-    stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
+    Pool, PoolRules,
+    connect_backoff::ConnectBackoff,
+    connector::Connector,
+    host_budget::HostBudget,
+    host_connecting::HostConnecting,
+    lease_requests::LeaseRequests,
+    pause::Pauses,
+    pinned_sessions::PinnedSessions,
+    role_settings::RoleStart,
+    rounds::{Place, Rounds},
+    startup_parameters::StatusCache,
+    stats::PoolStats,
+    succession::Succession,
+    wait_queue::WaitQueue,
 };
 use crate::{
     config::{Config, TlsMode},
@@ -53,7 +62,8 @@ pub type RoleRepair =
 
 /// All pools of this process.
 pub struct TenantPools {
-    pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
+    pub(super) pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
+    pub(super) rounds: Rounds,
     budgets: Mutex<HashMap<String, Arc<HostBudget>>>,
     /// What the budgets want of this node's leases.
     pub lease_requests: Arc<LeaseRequests>,
@@ -63,8 +73,8 @@ pub struct TenantPools {
     all_functions: Mutex<HashMap<i64, Weak<FunctionEffects>>>,
     /// Memory that is kept for tenants and sessions.
     pub accounts: Accounts,
-    workers: Vec<Arc<Worker>>,
-    config: Arc<ArcSwap<Config>>,
+    pub(super) workers: Vec<Arc<Worker>>,
+    pub(super) config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
     before_first: BeforeFirstPool,
     lookup: TenantLookup,
@@ -108,6 +118,7 @@ impl TenantPools {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             pools,
+            rounds: Rounds::default(),
             budgets: Mutex::default(),
             lease_requests: Arc::default(),
             connecting: Mutex::default(),
@@ -185,8 +196,10 @@ impl TenantPools {
             limit: rules.pinned_max,
             functions: functions.clone(),
         };
+        let worker = Workers::of(&self.workers, tenant.id)?.clone();
+        let now_ms = u64::try_from(worker.clock.now().as_millis()).unwrap_or(u64::MAX);
         let pool = Arc::new(Pool {
-            worker: Workers::of(&self.workers, tenant.id)?.clone(),
+            worker,
             weight: AtomicU32::new(tenant.weight),
             statements,
             memory: self.memory_of(&tenant),
@@ -202,8 +215,9 @@ impl TenantPools {
             listener: before.map(|pool| pool.listener.clone()).unwrap_or_default(),
             pinned: Arc::new(pinned),
             cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
-            last_used_ms: AtomicU64::new(0),
+            last_used_ms: AtomicU64::new(now_ms),
             functions_checked_ms: AtomicU64::new(0),
+            place: Place::default(),
             succession: Succession {
                 pools: self.me.clone(),
                 retired: AtomicBool::default(),
@@ -216,6 +230,7 @@ impl TenantPools {
             access,
             rules,
         });
+        self.rounds.add(&pool);
         budget.register(&pool);
         connects.register(&pool);
         Some(pool)
@@ -357,6 +372,11 @@ impl TenantPools {
         }
     }
 
+    /// The configuration has changed: unused pools may be dropped at another time.
+    pub fn timeouts_changed(&self) {
+        self.rounds.wake_all();
+    }
+
     /// Another part of the process was refused a connection to a full host: closes idle servers there.
     pub fn make_room(&self, host: &str) {
         let budget = locked(&self.budgets).get(host).cloned();
@@ -381,8 +401,9 @@ impl TenantPools {
     }
 
     /// Takes a pool out of use; its sessions go on with `successor`.
-    fn retire(&self, pool: &Arc<Pool>, successor: Option<Arc<Pool>>) {
+    pub(super) fn retire(&self, pool: &Arc<Pool>, successor: Option<Arc<Pool>>) {
         pool.retire(successor);
+        self.rounds.remove(pool);
         let mut retired = locked(&self.retired);
         retired.retain(|pool| pool.strong_count() > 0);
         retired.push(Arc::downgrade(pool));
@@ -400,6 +421,12 @@ impl TenantPools {
         locked(&self.retired).iter().filter(|pool| pool.strong_count() > 0).count()
     }
 
+    /// Pools that the next maintenance visits.
+    #[cfg(test)]
+    pub fn visited(&self) -> usize {
+        self.rounds.visited()
+    }
+
     /// `server_version` of any server, once one was open.
     pub fn server_version(&self) -> Option<Box<str>> {
         self.pools.iter().find_map(|(_, pool)| pool.status_cache.server_version())
@@ -407,22 +434,6 @@ impl TenantPools {
 
     pub fn all(&self) -> Vec<Arc<Pool>> {
         self.pools.iter().map(|(_, pool)| pool).collect()
-    }
-
-    /// Maintains all pools, each on its own worker, and drops unused ones. Called from time to time.
-    pub async fn maintain(&self) {
-        let idle = self.config.load().timeouts.pool_idle;
-        for pool in self.all() {
-            let unused = pool.worker.clock.now().saturating_sub(Duration::from_millis(pool.last_used()));
-            if pool.sessions() == 0 && pool.waiting() == 0 && pool.rules.min_size == 0 && unused >= idle {
-                self.pools.invalidate(&(pool.tenant.id, pool.access)).await;
-                self.retire(&pool, None);
-            } else {
-                let worker = pool.worker.clone();
-                worker.spawn(async move { pool.maintain() });
-            }
-        }
-        self.pools.run_pending_tasks().await;
     }
 }
 
