@@ -12,5 +12,6 @@ pub mod init;
 pub mod migrations;
 pub mod node;
 pub mod onboarding;
+mod rhythm;
 pub mod secrets;
 pub mod timestamp;

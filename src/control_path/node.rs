@@ -27,6 +27,7 @@ use crate::{
         fleet::{Fleet, identity::Identity, membership, nodes, registration::Registration},
         http, migrations,
         onboarding::{abandoned, adopt::complete_grants, repair::mending},
+        rhythm,
         secrets::keyring_reload::ReloadableKeyring,
     },
     data_path::{
@@ -196,6 +197,8 @@ impl Node {
         self.dial.store(Arc::new(dial));
         self.proxy.pools.accounts.limit(&config.limits);
         self.proxy.config.store(Arc::new(config));
+        self.proxy.sessions.limits_changed.notify_one();
+        self.proxy.pools.timeouts_changed();
         self.proxy.apply(DirectoryChange::Everything).await;
         info!("configuration reloaded");
         Ok(())
@@ -247,7 +250,7 @@ fn spawn_tasks(
     let told_of = (fleet.clone(), told.clone());
     let mut tasks = vec![
         tokio::spawn(follow(central.clone(), proxy.clone(), directory.clone(), barrier, told_of)),
-        tokio::spawn(nodes::warn_of_differences(central.clone())),
+        tokio::spawn(nodes::warn_of_differences(central.clone(), fleet.clone())),
         tokio::spawn(membership::keep(central, fleet, proxy.pools.clone(), told)),
         tokio::spawn(maintain(proxy.clone(), window)),
         tokio::spawn(proxy.pools.clone().balance_workers()),
@@ -393,10 +396,12 @@ async fn follow(
 }
 
 async fn maintain(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {
-    let mut interval = tokio::time::interval(HOUSEKEEPING);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut interval = rhythm::every(HOUSEKEEPING);
     loop {
         interval.tick().await;
+        if let Some(worker) = proxy.workers.first() {
+            worker.clock.tick();
+        }
         proxy.pools.maintain().await;
         window.keep(&proxy.pools);
     }

@@ -17,14 +17,19 @@ use std::{
 
 use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 
-/// The resolution of the coarse clock.
+/// How far the coarse clock is behind at most while a worker is busy and ends transactions.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// The largest step of the clock.
-const STEP_MAX: Duration = Duration::from_secs(1);
+/// The largest step of the clock. At rest, the node's maintenance is what ticks, once a second.
+const STEP_MAX: Duration = Duration::from_secs(2);
+
+/// A busy worker ticks with every so many transactions.
+const TRANSACTIONS_A_TICK: u32 = 64;
 
 thread_local! {
     static HERE: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Transactions that have ended on this thread.
+    static TRANSACTIONS: Cell<u32> = const { Cell::new(0) };
 }
 
 /// The number of the worker whose thread this is; `None`: another thread.
@@ -33,10 +38,23 @@ pub fn here() -> Option<usize> {
     HERE.get()
 }
 
-/// The time since the process started, behind by up to [`TICK`]. A read costs one load.
-#[derive(Debug, Default)]
+/// The time since the process started, as of the last tick. A read costs one load.
+///
+/// No timer drives it, so that a worker without work sleeps. A worker ticks when it wakes, and while it is too
+/// busy to sleep, with its transactions. The node's maintenance ticks too: a clock that stood still for
+/// longer than [`STEP_MAX`] shows that the whole process did.
+#[derive(Debug)]
 pub struct Clock {
     now_ms: AtomicU64,
+    started: Instant,
+    /// When it last ticked, in milliseconds after `started`.
+    ticked_ms: AtomicU64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { now_ms: AtomicU64::default(), started: Instant::now(), ticked_ms: AtomicU64::default() }
+    }
 }
 
 impl Clock {
@@ -51,12 +69,31 @@ impl Clock {
         self.now_ms.load(Ordering::Relaxed) as u32
     }
 
-    /// Advances the clock by the time since `last`, at most [`STEP_MAX`], so that timers do not all fire at
-    /// once after the process was stopped for a while.
-    fn tick(&self, last: &mut Instant) {
-        let passed = std::mem::replace(last, Instant::now()).elapsed().min(STEP_MAX);
-        self.now_ms.fetch_add(u64::try_from(passed.as_millis()).unwrap_or(0), Ordering::Relaxed);
+    /// The coarse time at the end of a transaction.
+    #[inline]
+    pub fn at_transaction_end(&self) -> Duration {
+        let count = TRANSACTIONS.get().wrapping_add(1);
+        TRANSACTIONS.set(count);
+        if count.is_multiple_of(TRANSACTIONS_A_TICK) {
+            self.tick();
+        }
+        self.now()
     }
+
+    /// Advances the clock by the time since the last tick, at most [`STEP_MAX`], so that timers do not all fire
+    /// at once after the process was stopped for a while.
+    pub fn tick(&self) {
+        let real_ms = whole_ms(self.started.elapsed());
+        // Most workers that wake find a tick of this millisecond, and write nothing.
+        if real_ms > self.ticked_ms.load(Ordering::Relaxed) {
+            let passed_ms = real_ms.saturating_sub(self.ticked_ms.fetch_max(real_ms, Ordering::Relaxed));
+            self.now_ms.fetch_add(passed_ms.min(whole_ms(STEP_MAX)), Ordering::Relaxed);
+        }
+    }
+}
+
+fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One worker thread.
@@ -65,7 +102,7 @@ pub struct Worker {
     /// The worker's number, from 0.
     pub index: usize,
     handle: Handle,
-    /// All workers share it; the first one advances it.
+    /// All workers share it.
     pub clock: Arc<Clock>,
     /// Sessions that run on it.
     sessions: AtomicUsize,
@@ -153,12 +190,11 @@ impl Workers {
         let mut all = Self { workers: Vec::new(), threads: Vec::new() };
         let clock = Arc::new(Clock::default());
         for index in 0..count.max(1) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let waking = clock.clone();
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().on_thread_unpark(move || waking.tick()).build()?;
             all.workers.push(Worker::of(runtime.handle().clone(), index, clock.clone()));
             let (stop, stopped) = oneshot::channel::<()>();
-            if index == 0 {
-                runtime.spawn(keep_time(clock.clone()));
-            }
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 HERE.set(Some(index));
                 runtime.block_on(async move { drop(stopped.await) });
@@ -183,12 +219,51 @@ impl Drop for Workers {
     }
 }
 
+/// A simulation's runtime calls no hook when it wakes.
+#[cfg(test)]
 async fn keep_time(clock: Arc<Clock>) {
     let mut interval = tokio::time::interval(TICK);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut last = Instant::now();
     loop {
         interval.tick().await;
-        clock.tick(&mut last);
+        clock.tick();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_of_the_whole_process_counts_as_two_seconds() {
+        let clock = Clock::default();
+        tokio::time::advance(Duration::from_millis(1_500)).await;
+        assert_eq!(clock.now(), Duration::ZERO);
+        clock.tick();
+        assert_eq!(clock.now(), Duration::from_millis(1_500));
+        tokio::time::advance(Duration::from_secs(600)).await;
+        clock.tick();
+        clock.tick();
+        assert_eq!(clock.now(), Duration::from_millis(3_500));
+    }
+
+    /// A worker that has slept reads the time of its waking, though no timer has woken it before.
+    #[test]
+    fn a_worker_that_wakes_reads_the_present_time() {
+        let workers = Workers::start(1).unwrap();
+        let worker = workers.all()[0].clone();
+        let slept = Duration::from_millis(250);
+        std::thread::sleep(slept);
+        let (read, is_read) = std::sync::mpsc::channel();
+        let clock = worker.clock.clone();
+        worker.spawn(async move { read.send(clock.now()).unwrap() });
+        assert!(is_read.recv().unwrap() >= slept);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_never_sleeps_ticks_with_its_transactions() {
+        let clock = Clock::default();
+        tokio::time::advance(Duration::from_millis(50)).await;
+        let times: Vec<_> = (0..TRANSACTIONS_A_TICK).map(|_| clock.at_transaction_end()).collect();
+        assert!(times.contains(&Duration::ZERO) && times.contains(&Duration::from_millis(50)));
     }
 }

@@ -20,6 +20,7 @@ use crate::data_path::{
     proxy::Proxy,
     sessions::registry::{Activity, SessionHandle},
     tenant::{Access, Tenant},
+    worker::Clock,
 };
 
 const POOLS: &str = "database user cl_active:int cl_waiting:int cl_active_cancel_req:int
@@ -86,7 +87,8 @@ pub fn pools(proxy: &Proxy) -> Table {
 
 fn pool_row(pool: &Pool, sessions: &[Arc<SessionHandle>]) -> Vec<Cell> {
     let (live, idle, opening) = (pool.live(), pool.idle(), pool.opening());
-    let waits = sessions.iter().filter_map(|session| waits(session, pool.clock.now_ms()));
+    let now_ms = present_ms(&pool.clock);
+    let waits = sessions.iter().filter_map(|session| waits(session, now_ms));
     let longest = waits.max().unwrap_or_default();
     // A login may wait for a server too, before its session starts.
     let waiting = pool.waiting();
@@ -209,7 +211,7 @@ fn server_row(
         remote: server.addresses.map(|(_, theirs)| theirs),
         local: server.addresses.map(|(ours, _)| ours),
         connected: server.opened_at,
-        asked: ago(pool.clock.now_ms(), server.lent_ms()),
+        asked: ago(present_ms(&pool.clock), server.lent_ms()),
         wait: Duration::ZERO,
         close_needed: retired || pool.is_paused(),
         ptr: format!("{:#x}", server.id),
@@ -385,7 +387,12 @@ fn waits(session: &SessionHandle, now_ms: u32) -> Option<Duration> {
 
 /// The coarse clock of the workers.
 fn clock_of(proxy: &Proxy) -> u32 {
-    proxy.workers.first().map_or(0, |worker| worker.clock.now_ms())
+    proxy.workers.first().map_or(0, |worker| present_ms(&worker.clock))
+}
+
+fn present_ms(clock: &Clock) -> u32 {
+    clock.tick();
+    clock.now_ms()
 }
 
 /// The wall clock time of a time on a coarse clock.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -27,14 +27,17 @@ use super::{
     registration::Inserted,
 };
 use crate::{
-    control_path::central::{Central, causes},
+    control_path::{
+        central::{Central, causes},
+        rhythm,
+    },
     data_path::{
         lock::locked,
         pool::{TenantPools, host_budget::HostBudget, host_lease::HostLease, lease_requests::LeaseRequest},
     },
 };
 
-/// Interval of renewals, if nothing happens.
+/// Interval of renewals, if nothing happens. After an earlier one, half as long or half as long again.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// The shortest time between two renewals.
 const PACE: Duration = Duration::from_millis(20);
@@ -111,7 +114,7 @@ impl Membership {
         let longest = match renewed {
             Some(Renewed::OlderSchema) => OLDER_SCHEMA_PAUSE,
             Some(Renewed::Done { again: true, .. }) => PACE.mul_f64(0.5 + rand::random::<f64>()),
-            _ => RENEW_EVERY,
+            _ => rhythm::next(begun + RENEW_EVERY / 2) - begun,
         };
         if let Some(Renewed::Done { has_more: true, .. }) = renewed {
             self.short_pace = PACE;
@@ -193,6 +196,7 @@ impl Membership {
         let plan =
             self.keeper.read(own, times, &read.snapshot, |host| usage.get(host).copied().unwrap_or(nothing));
         self.is_alone = plan.is_alone;
+        self.fleet.is_alone.store(plan.is_alone, Ordering::Relaxed);
         locked(&self.fleet.gone).clone_from(&plan.gone);
         self.renewed = sent;
         self.log_news(&plan, own, read.names);

@@ -25,7 +25,7 @@ pub mod requests;
 mod simulation;
 mod waiting;
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, atomic::AtomicBool};
 
 use tokio::sync::{Semaphore, watch};
 
@@ -49,6 +49,8 @@ pub struct Fleet {
     answered: watch::Sender<()>,
     /// Nodes that have a row and are gone, with their last beats, as of the last renewal.
     pub gone: Arc<Mutex<Vec<(i64, i64)>>>,
+    /// No other node was there at the last renewal.
+    is_alone: AtomicBool,
     handler: OnceLock<Handler>,
     running: Arc<Semaphore>,
 }
@@ -76,6 +78,7 @@ impl Fleet {
             registration,
             answered: watch::Sender::new(()),
             gone: Arc::default(),
+            is_alone: AtomicBool::default(),
             handler: OnceLock::new(),
             running: Arc::new(Semaphore::new(answers::RUNNING_MAX)),
         }

@@ -1,18 +1,23 @@
 //! The nodes as people see them: a list, and where the nodes that serve differ from each other.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio_postgres::Row;
 
+use super::Fleet;
 use crate::control_path::{
     admin::{
         actor::AdminError,
         fields::{described, from_row},
     },
     central::Central,
-    migrations,
+    migrations, rhythm,
 };
 
 described! {
@@ -136,12 +141,13 @@ const COMPARE_EVERY: Duration = Duration::from_secs(5);
 const OLDER_SCHEMA_PAUSE: Duration = Duration::from_secs(60);
 
 /// Logs where the nodes that serve differ, once for each difference. Returns only if it is dropped.
-pub async fn warn_of_differences(central: Central) {
+pub async fn warn_of_differences(central: Central, fleet: Arc<Fleet>) {
+    let mut interval = rhythm::every(COMPARE_EVERY);
     let mut last = None;
     loop {
-        tokio::time::sleep(COMPARE_EVERY).await;
-        let nodes = match list(&central).await {
-            Ok(nodes) => nodes,
+        interval.tick().await;
+        let found = match compare(&central, &fleet).await {
+            Ok(found) => found,
             Err(AdminError::Refused(_)) => {
                 tokio::time::sleep(OLDER_SCHEMA_PAUSE).await;
                 continue;
@@ -149,7 +155,6 @@ pub async fn warn_of_differences(central: Central) {
             // An outage is logged elsewhere.
             Err(_) => continue,
         };
-        let found = differences(&nodes);
         if found != last {
             match &found {
                 Some(differences) => tracing::warn!(differences, "nodes differ"),
@@ -158,6 +163,14 @@ pub async fn warn_of_differences(central: Central) {
             last = found;
         }
     }
+}
+
+/// What differs between the nodes. A node that is alone asks nothing.
+async fn compare(central: &Central, fleet: &Fleet) -> Result<Option<String>, AdminError> {
+    if fleet.is_alone.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    list(central).await.map(|nodes| differences(&nodes))
 }
 
 /// Whether the nodes differ in their keys: then one of them cannot open what another seals.

@@ -37,6 +37,7 @@ use crate::{
             fields::from_row,
         },
         central::causes,
+        rhythm,
     },
     metrics::{Adoption, Metrics},
 };
@@ -155,8 +156,7 @@ pub async fn watch(context: AdminContext, metrics: Arc<Metrics>) {
     let actor = context.actor("pglobby");
     let (mut schedule, mut told) = (Schedule::default(), HashSet::new());
     let mut attempts = JoinSet::new();
-    let mut interval = tokio::time::interval(LOOK_EVERY);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut interval = rhythm::every(LOOK_EVERY);
     loop {
         tokio::select! {
             _ = interval.tick() => {}

@@ -206,6 +206,7 @@ pub(super) struct Opening(Arc<Pool>);
 impl Opening {
     pub fn of(pool: &Arc<Pool>) -> Self {
         pool.connector.opening.fetch_add(1, Ordering::SeqCst);
+        pool.must_be_visited();
         Self(pool.clone())
     }
 }

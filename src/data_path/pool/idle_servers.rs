@@ -32,12 +32,14 @@ fn own_idle_limit(server: &Server, of_start: Option<Duration>) -> Option<Duratio
 
 impl Pool {
     /// Runs on the pool's worker. Does not yield: a session of this worker never finds the pool empty
-    /// meanwhile. A server that is being checked is missing until it answers.
-    pub fn maintain(self: &Arc<Self>) {
+    /// meanwhile. A server that is being checked is missing until it answers. Returns when one of the idle
+    /// servers is due, if none is lent until then.
+    pub(super) fn maintain(self: &Arc<Self>) -> Duration {
         let now = self.clock.now();
         self.check_functions(now);
         self.reclaim_unread();
         let mut spare = self.live().saturating_sub(self.rules.min_size);
+        let mut next = Duration::MAX;
         // The one that was used last is put back last, to be lent first.
         for mut server in self.queue.take_all_idle() {
             let unused = now.saturating_sub(server.idle_since) >= self.rules.server_idle && spare > 0;
@@ -51,11 +53,26 @@ impl Pool {
                 let pool = self.clone();
                 self.spawn(async move { pool.check(server).await });
             } else {
+                next = next.min(self.due_at(&server));
                 self.put(server);
             }
         }
         self.open_wanted();
         while self.live() < self.rules.min_size && self.open_one_more() {}
+        next
+    }
+
+    /// When an idle server is closed or checked.
+    fn due_at(&self, server: &PooledServer) -> Duration {
+        let unused = server.idle_since.saturating_add(self.rules.server_idle);
+        let aged = server.opened_at.saturating_add(self.rules.server_lifetime);
+        unused.min(aged).min(server.answered_at.saturating_add(self.rules.server_check))
+    }
+
+    /// Whether its idle servers may end by their own `idle_session_timeout`.
+    pub(super) fn may_have_idle_limits(&self) -> bool {
+        let of_start = self.start().and_then(|start| start.idle_session_timeout);
+        of_start.is_some() || self.has_idle_limits.load(Ordering::Relaxed)
     }
 
     /// Puts an idle server back if it answers. So a connection that the network has dropped silently (after a
@@ -96,8 +113,7 @@ impl Pool {
     #[inline]
     fn idle_limit(&self, server: &Server) -> Option<Duration> {
         let of_start = self.start().and_then(|start| start.idle_session_timeout);
-        let may_have = of_start.is_some() || self.has_idle_limits.load(Ordering::Relaxed);
-        if may_have { own_idle_limit(server, of_start) } else { None }
+        if self.may_have_idle_limits() { own_idle_limit(server, of_start) } else { None }
     }
 
     /// Switches it off, in a task of its own. Its next session sets its own value, as any other setting.

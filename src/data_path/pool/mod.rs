@@ -24,6 +24,7 @@ pub mod pinned_sessions;
 pub mod placement;
 mod pooled_server;
 pub mod role_settings;
+mod rounds;
 pub mod server_list;
 pub mod shared_listener;
 pub mod startup_parameters;
@@ -58,6 +59,7 @@ use self::{
     pinned_sessions::PinnedSessions,
     placement::Placement,
     role_settings::RoleStart,
+    rounds::Place,
     server_list::ServerList,
     shared_listener::ListenerSlot,
     startup_parameters::StatusCache,
@@ -197,6 +199,7 @@ pub struct Pool {
     last_used_ms: AtomicU64,
     /// When the functions were last checked for changes, on the same clock.
     functions_checked_ms: AtomicU64,
+    place: Place,
     succession: Succession,
 }
 
@@ -258,7 +261,7 @@ impl Pool {
         if server.side.parameters_changed {
             self.note_reported(&mut server);
         }
-        let now = self.clock.now();
+        let now = self.clock.at_transaction_end();
         if !server.side.custom.ever.is_empty() {
             self.note_custom_parameters(&mut server, now);
         }

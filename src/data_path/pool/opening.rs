@@ -23,6 +23,7 @@ use crate::{
 impl Pool {
     /// Opens servers for waiting sessions. Runs on the pool's worker.
     pub(super) fn open_wanted(self: &Arc<Self>) {
+        self.must_be_visited();
         while self.waiting() > self.opening() && self.open_one_more() {}
         if self.live() > 0 {
             return; // one may come back

@@ -10,7 +10,6 @@ use std::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize},
     },
-    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -18,10 +17,21 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, connect_backoff::ConnectBackoff, connector::Connector, host_budget::HostBudget,
-    host_connecting::HostConnecting, lease_requests::LeaseRequests, pause::Pauses,
-    pinned_sessions::PinnedSessions, placement::Placement, role_settings::RoleStart,
-    startup_parameters::StatusCache, stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
+    Pool, PoolRules,
+    connect_backoff::ConnectBackoff,
+    connector::Connector,
+    host_budget::HostBudget,
+    host_connecting::HostConnecting,
+    lease_requests::LeaseRequests,
+    pause::Pauses,
+    pinned_sessions::PinnedSessions,
+    placement::Placement,
+    role_settings::RoleStart,
+    rounds::{Place, Rounds},
+    startup_parameters::StatusCache,
+    stats::PoolStats,
+    succession::Succession,
+    wait_queue::WaitQueue,
     worker_loads::WorkerLoads,
 };
 use crate::{
@@ -54,7 +64,8 @@ pub type RoleRepair =
 
 /// All pools of this process.
 pub struct TenantPools {
-    pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
+    pub(super) pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
+    pub(super) rounds: Rounds,
     budgets: Mutex<HashMap<String, Arc<HostBudget>>>,
     /// What the budgets want of this node's leases.
     pub lease_requests: Arc<LeaseRequests>,
@@ -66,7 +77,7 @@ pub struct TenantPools {
     pub accounts: Accounts,
     pub(super) workers: Vec<Arc<Worker>>,
     pub(super) loads: WorkerLoads,
-    config: Arc<ArcSwap<Config>>,
+    pub(super) config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
     before_first: BeforeFirstPool,
     lookup: TenantLookup,
@@ -110,6 +121,7 @@ impl TenantPools {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             pools,
+            rounds: Rounds::default(),
             budgets: Mutex::default(),
             lease_requests: Arc::default(),
             connecting: Mutex::default(),
@@ -192,8 +204,10 @@ impl TenantPools {
             Some(before) => before.placement.clone(),
             None => Arc::new(Placement::new(self.worker_for_new_pool()?)),
         };
+        let clock = placement.home().clock.clone();
+        let now_ms = u64::try_from(clock.now().as_millis()).unwrap_or(u64::MAX);
         let pool = Arc::new(Pool {
-            clock: placement.home().clock.clone(),
+            clock,
             placement,
             weight: AtomicU32::new(tenant.weight),
             statements,
@@ -210,8 +224,9 @@ impl TenantPools {
             listener: before.map(|pool| pool.listener.clone()).unwrap_or_default(),
             pinned: Arc::new(pinned),
             cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
-            last_used_ms: AtomicU64::new(0),
+            last_used_ms: AtomicU64::new(now_ms),
             functions_checked_ms: AtomicU64::new(0),
+            place: Place::default(),
             succession: Succession {
                 pools: self.me.clone(),
                 retired: AtomicBool::default(),
@@ -224,6 +239,7 @@ impl TenantPools {
             access,
             rules,
         });
+        self.rounds.add(&pool);
         budget.register(&pool);
         connects.register(&pool);
         Some(pool)
@@ -365,6 +381,11 @@ impl TenantPools {
         }
     }
 
+    /// The configuration has changed: unused pools may be dropped at another time.
+    pub fn timeouts_changed(&self) {
+        self.rounds.wake_all();
+    }
+
     /// Another part of the process was refused a connection to a full host: closes idle servers there.
     pub fn make_room(&self, host: &str) {
         let budget = locked(&self.budgets).get(host).cloned();
@@ -389,8 +410,9 @@ impl TenantPools {
     }
 
     /// Takes a pool out of use; its sessions go on with `successor`.
-    fn retire(&self, pool: &Arc<Pool>, successor: Option<Arc<Pool>>) {
+    pub(super) fn retire(&self, pool: &Arc<Pool>, successor: Option<Arc<Pool>>) {
         pool.retire(successor);
+        self.rounds.remove(pool);
         let mut retired = locked(&self.retired);
         retired.retain(|pool| pool.strong_count() > 0);
         retired.push(Arc::downgrade(pool));
@@ -408,6 +430,12 @@ impl TenantPools {
         locked(&self.retired).iter().filter(|pool| pool.strong_count() > 0).count()
     }
 
+    /// Pools that the next maintenance visits.
+    #[cfg(test)]
+    pub fn visited(&self) -> usize {
+        self.rounds.visited()
+    }
+
     /// `server_version` of any server, once one was open.
     pub fn server_version(&self) -> Option<Box<str>> {
         self.pools.iter().find_map(|(_, pool)| pool.status_cache.server_version())
@@ -415,22 +443,6 @@ impl TenantPools {
 
     pub fn all(&self) -> Vec<Arc<Pool>> {
         self.pools.iter().map(|(_, pool)| pool).collect()
-    }
-
-    /// Maintains all pools, each on its own worker, and drops unused ones. Called from time to time.
-    pub async fn maintain(&self) {
-        let idle = self.config.load().timeouts.pool_idle;
-        for pool in self.all() {
-            let unused = pool.clock.now().saturating_sub(Duration::from_millis(pool.last_used()));
-            if pool.sessions() == 0 && pool.waiting() == 0 && pool.rules.min_size == 0 && unused >= idle {
-                self.pools.invalidate(&(pool.tenant.id, pool.access)).await;
-                self.retire(&pool, None);
-            } else {
-                let home = pool.placement.home();
-                home.spawn(async move { pool.maintain() });
-            }
-        }
-        self.pools.run_pending_tasks().await;
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use secrecy::SecretString;
 use subtle::ConstantTimeEq;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::{
@@ -300,6 +300,8 @@ pub struct Sessions {
     pub(in crate::data_path) first_end: AtomicU64,
     /// A session may have an `idle_session_timeout`.
     pub(in crate::data_path) has_idle_timeouts: AtomicBool,
+    /// A session may exceed a limit sooner than was known: one is set, or the configuration has changed.
+    pub limits_changed: Notify,
     next: AtomicU32,
     /// The upper bits of every process number. They differ between pglobby processes, so that a cancel that
     /// reaches the wrong process is recognised.
@@ -338,9 +340,10 @@ impl Registered {
     /// Sets the session's `idle_session_timeout`.
     pub fn set_idle_session_timeout(&self, timeout: Option<Duration>) {
         let ms = timeout.map_or(0, |timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
-        self.idle_session_ms.store(ms, Ordering::Relaxed);
-        if ms > 0 {
+        let before = self.idle_session_ms.swap(ms, Ordering::Relaxed);
+        if ms > 0 && ms != before {
             self.sessions.has_idle_timeouts.store(true, Ordering::Release);
+            self.sessions.limits_changed.notify_one();
         }
     }
 }
@@ -372,6 +375,7 @@ impl Default for Sessions {
             registry: Mutex::default(),
             first_end: AtomicU64::new(u64::MAX),
             has_idle_timeouts: AtomicBool::new(false),
+            limits_changed: Notify::new(),
             next: AtomicU32::new(1),
             node: rand::random_range(NODE_MIN..1 << (31 - NODE_SHIFT)),
             started: Instant::now(),
@@ -416,7 +420,7 @@ impl Sessions {
             signals: AtomicU8::new(0),
             mailbox: Mutex::default(),
         });
-        self.first_end.fetch_min(handle.valid_until.load(Ordering::Relaxed), Ordering::AcqRel);
+        self.note_end(handle.valid_until.load(Ordering::Relaxed));
         registry.by_process_id.insert(process_id, handle.clone());
         if handle.known_as != process_id {
             registry.known_as.entry(handle.known_as).or_default().push(process_id);

@@ -2,8 +2,8 @@
 //! login has expired.
 //!
 //! There is no timer per message. Each session stores its activity and its start on the coarse clock, and one
-//! task checks all sessions at an interval: for timeouts only if one is set, for logins only when one has
-//! expired. `idle_session_timeout` is a session's own setting; while it has a server, the server applies it.
+//! task checks all sessions when one of them can first exceed a limit, and sleeps if none is set.
+//! `idle_session_timeout` is a session's own setting; while it has a server, the server applies it.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -17,47 +17,89 @@ use crate::{
     error::ClientError,
 };
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
-/// The interval of the checks; a timeout is exact to this plus the resolution of the coarse clock.
+/// The shortest time between two checks; a timeout is exact to this plus the resolution of the coarse clock.
 const WALK_EVERY: Duration = Duration::from_millis(250);
+
+/// The longest time until a login's end is compared with the wall clock again, which may be set.
+const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// Ends sessions that exceed a limit. Never returns.
 pub async fn watch(sessions: Arc<Sessions>, config: Arc<ArcSwap<Config>>, workers: Vec<Arc<Worker>>) {
-    let mut interval = tokio::time::interval(WALK_EVERY);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let Some(worker) = workers.first() else { return };
     loop {
-        interval.tick().await;
-        sessions.end_expired(SystemTime::now());
-        let config = config.load();
-        let limits = &config.timeouts;
-        let any = [limits.query, limits.transaction, limits.idle_transaction, limits.client_idle];
+        let now = SystemTime::now();
+        sessions.end_expired(now);
+        worker.clock.tick();
+        let next = sessions.end_overdue(worker.clock.now_ms(), &config.load().timeouts);
+        let walked = Instant::now();
+        let changed = sessions.limits_changed.notified();
+        match soonest(next, sessions.until_first_end(now)) {
+            Some(next) => drop(tokio::time::timeout(next.max(WALK_EVERY), changed).await),
+            None => changed.await,
+        }
+        tokio::time::sleep_until(walked + WALK_EVERY).await;
+    }
+}
+
+fn soonest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).min()
+}
+
+impl Sessions {
+    /// Ends the sessions that exceed a limit. Returns after which time another one can; `None`: not before a
+    /// limit is set.
+    fn end_overdue(&self, now_ms: u32, limits: &Timeouts) -> Option<Duration> {
+        // What a session begins after this check exceeds no limit sooner than the shortest one.
+        let all = [limits.query, limits.transaction, limits.idle_transaction, limits.client_idle];
+        let mut next = all.into_iter().flatten().min();
         // Sessions that set one during the check, or have one, set it again.
-        let own = sessions.has_idle_timeouts.swap(false, Ordering::AcqRel);
-        let is_any = own || any.iter().any(Option::is_some);
-        let (Some(worker), true) = (workers.first(), is_any) else { continue };
-        let now_ms = worker.clock.now_ms();
-        for session in sessions.all() {
+        let own = self.has_idle_timeouts.swap(false, Ordering::AcqRel);
+        if next.is_none() && !own {
+            return None;
+        }
+        for session in self.all() {
             let timing = Timing::of(&session);
-            if let Some(client_error) = overdue(&timing, now_ms, limits) {
-                session.end(client_error);
-            } else if let Some(limit) = session.idle_session_timeout() {
-                sessions.has_idle_timeouts.store(true, Ordering::Release);
-                if is_idle_session(&timing, now_ms, limit) {
+            if let Some((left, setting, sqlstate)) = remaining(&timing, now_ms, limits) {
+                if left.is_zero() && timing.doing != Activity::Waiting {
+                    session.end(ClientError::TimedOut { setting, sqlstate });
+                    continue;
+                }
+                next = soonest(next, Some(left));
+            }
+            if let Some(limit) = session.idle_session_timeout() {
+                self.has_idle_timeouts.store(true, Ordering::Release);
+                let left = idle_session_left(&timing, now_ms, limit);
+                if left.is_zero() {
                     session.end_if_idle(ClientError::AsPostgres {
                         sqlstate: "57P05",
                         message: "terminating connection due to idle-session timeout".to_owned(),
                     });
                 }
+                next = soonest(next, Some(left));
             }
         }
+        next
     }
-}
 
-impl Sessions {
     /// Sets when a session's login expires.
     pub fn set_valid_until(&self, session: &SessionHandle, moment: Option<SystemTime>) {
         session.valid_until.store(millis(moment), Ordering::Relaxed);
-        self.first_end.fetch_min(millis(moment), Ordering::AcqRel);
+        self.note_end(millis(moment));
+    }
+
+    /// A session's login expires at `end_ms`: none does before the earliest of these.
+    pub(super) fn note_end(&self, end_ms: u64) {
+        if self.first_end.fetch_min(end_ms, Ordering::AcqRel) > end_ms {
+            self.limits_changed.notify_one();
+        }
+    }
+
+    /// The time until a login expires, as far as the watch may sleep; `None`: none expires.
+    fn until_first_end(&self, now: SystemTime) -> Option<Duration> {
+        let end = Some(self.first_end.load(Ordering::Acquire)).filter(|end| *end < u64::MAX)?;
+        Some(Duration::from_millis(end.saturating_sub(millis(Some(now)))).min(CLOCK_LOOK_EVERY))
     }
 
     /// Ends the sessions whose login has expired. Checks them only when one may have.
@@ -96,30 +138,38 @@ impl Timing {
     }
 }
 
-/// The error for a session that exceeds a limit; `None` if it exceeds none.
-fn overdue(session: &Timing, now_ms: u32, limits: &Timeouts) -> Option<ClientError> {
-    let over =
-        |since_ms: u32, limit: Option<Duration>| limit.is_some_and(|limit| passed(since_ms, now_ms) >= limit);
-    let client_error = |setting, sqlstate| Some(ClientError::TimedOut { setting, sqlstate });
-    match session.doing {
-        Activity::Idle | Activity::Pinned if over(session.since_ms, limits.client_idle) => {
-            client_error("client_idle_timeout", "57P05")
+/// A limit that applies to what a session does: the time that is left, the name of its setting, SQLSTATE.
+type Remaining = (Duration, &'static str, &'static str);
+
+/// The limit that a session exceeds first by what it does now; `None`: no limit applies. That of a session that
+/// waits for a server applies when it has one.
+fn remaining(session: &Timing, now_ms: u32, limits: &Timeouts) -> Option<Remaining> {
+    let of = |limit: Option<Duration>, since_ms: u32, setting, sqlstate| {
+        limit.map(|limit| (limit.saturating_sub(passed(since_ms, now_ms)), setting, sqlstate))
+    };
+    let transaction = || of(limits.transaction, session.began_ms, "transaction_timeout", "25P04");
+    let (first, second) = match session.doing {
+        Activity::Idle | Activity::Pinned => {
+            (of(limits.client_idle, session.since_ms, "client_idle_timeout", "57P05"), None)
         }
-        Activity::Active if over(session.asked_ms, limits.query) => client_error("query_timeout", "57014"),
-        Activity::InTransaction if over(session.since_ms, limits.idle_transaction) => {
-            client_error("idle_transaction_timeout", "25P03")
+        Activity::Waiting | Activity::Active => {
+            (of(limits.query, session.asked_ms, "query_timeout", "57014"), transaction())
         }
-        Activity::Active | Activity::InTransaction if over(session.began_ms, limits.transaction) => {
-            client_error("transaction_timeout", "25P04")
+        Activity::InTransaction => {
+            let idle = of(limits.idle_transaction, session.since_ms, "idle_transaction_timeout", "25P03");
+            (idle, transaction())
         }
-        _ => None,
-    }
+    };
+    first.into_iter().chain(second).min_by_key(|(left, ..)| *left)
 }
 
-/// Whether a session without a server has been idle for this long, as PostgreSQL counts it: never less,
-/// though the clock was behind when the session became idle.
-fn is_idle_session(session: &Timing, now_ms: u32, limit: Duration) -> bool {
-    session.doing == Activity::Idle && passed(session.since_ms, now_ms) >= limit + TICK
+/// For how long a session may still be idle without a server, as PostgreSQL counts it: never less than its
+/// limit, though the clock was behind when the session became idle.
+fn idle_session_left(session: &Timing, now_ms: u32, limit: Duration) -> Duration {
+    match session.doing {
+        Activity::Idle => (limit + TICK).saturating_sub(passed(session.since_ms, now_ms)),
+        _ => limit,
+    }
 }
 
 fn passed(since_ms: u32, now_ms: u32) -> Duration {
@@ -153,11 +203,9 @@ mod tests {
         limits.transaction = Some(Duration::from_millis(40));
         limits.idle_transaction = Some(Duration::from_millis(20));
         limits.client_idle = Some(Duration::from_millis(30));
-        match overdue(&Timing { doing, since_ms, asked_ms, began_ms }, now_ms, &limits) {
-            Some(ClientError::TimedOut { setting, .. }) => Some(setting),
-            None => None,
-            other => panic!("{other:?}"),
-        }
+        let remaining = remaining(&Timing { doing, since_ms, asked_ms, began_ms }, now_ms, &limits);
+        let applies = doing != Activity::Waiting;
+        remaining.filter(|(left, ..)| applies && left.is_zero()).map(|(_, setting, _)| setting)
     }
 
     #[test]
@@ -178,7 +226,7 @@ mod tests {
     fn a_session_of_its_own_timeout_ends_only_while_it_is_idle() {
         let is_over = |doing, now_ms| {
             let session = Timing { doing, since_ms: 50, asked_ms: 0, began_ms: 0 };
-            is_idle_session(&session, now_ms, Duration::from_millis(300))
+            idle_session_left(&session, now_ms, Duration::from_millis(300)).is_zero()
         };
         assert!(!is_over(Activity::Idle, 449) && is_over(Activity::Idle, 450));
         let others = [Activity::Waiting, Activity::Active, Activity::InTransaction, Activity::Pinned];

@@ -179,6 +179,48 @@ async fn close_a_pool_that_had_a_listener() -> Result<(), String> {
     }
 }
 
+/// Each pool cost a task and a visit once a second, also when nobody used it.
+#[test]
+fn a_pool_that_is_not_used_is_visited_only_when_a_server_is_due() {
+    assert_eq!(run_one(leave_a_pool_alone()), Ok(()));
+}
+
+async fn leave_a_pool_alone() -> Result<(), String> {
+    let world = Arc::new(World::new(1, calm(1))?);
+    let pools = world.proxy.pools.clone();
+    let maintain_for = async |seconds| {
+        let mut visits = 0;
+        for _ in 0..seconds {
+            pools.maintain().await;
+            sleep(Duration::from_secs(1)).await;
+            visits += pools.visited();
+        }
+        visits
+    };
+    let mut client = Client::connect(world.clone(), 0, 0).await.map_err(text)?;
+    client.request("BEGIN").await.map_err(text)?;
+    let in_use = maintain_for(20).await;
+    client.request("COMMIT").await.map_err(text)?;
+    drop(client);
+    world.settle().await?;
+    maintain_for(2).await;
+    let unused = maintain_for(60).await;
+    // Twice its server is asked whether it is still there, and is missing meanwhile.
+    if in_use != 20 || unused > 4 {
+        return Err(format!("{in_use} visits while it was used, {unused} without rest when it was not"));
+    }
+    // A new session finds the server, and both end when they are due.
+    let mut client = Client::connect(world.clone(), 0, 0).await.map_err(text)?;
+    client.request("SELECT 1").await.map_err(text)?;
+    drop(client);
+    world.settle().await?;
+    maintain_for(650).await;
+    match (pools.all().len(), world.host.leftovers().len()) {
+        (0, 0) => Ok(()),
+        left => Err(format!("pools and servers that are left: {left:?}")),
+    }
+}
+
 fn run(seed: u64) -> Result<(), String> {
     run_one(simulate(seed))
 }
