@@ -3,6 +3,8 @@
 //! Source: PostgreSQL documentation, "Message Formats". Lengths are computed from the written bytes. A
 //! string is cut at a NUL, so that one field cannot become two.
 
+use memchr::memchr;
+
 /// The code of a CancelRequest, in place of a protocol version.
 pub const CANCEL_REQUEST: u32 = 80_877_102;
 
@@ -27,7 +29,8 @@ pub fn append(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
 
 /// Appends a string and a NUL; a string with a NUL inside is cut there.
 pub fn append_cstr(out: &mut Vec<u8>, text: &[u8]) {
-    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+    let end = memchr(0, text).unwrap_or(text.len());
+    out.reserve(end + 1);
     out.extend_from_slice(&text[..end]);
     out.push(0);
 }

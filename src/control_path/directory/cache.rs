@@ -133,7 +133,15 @@ where
         L: Fn() -> F,
         F: Future<Output = Result<Lookup<V>, CentralError>> + Send + 'static,
     {
-        let in_time = timeout(self.limits.answer, self.recall_or_wait(key, look_up)).await;
+        // Nearly every login finds its rows fresh.
+        if let Some(entry) = self.remembered(&key).await
+            && self.freshness(&key, &entry) == Freshness::Fresh
+        {
+            return entry.answer.get();
+        }
+        // Boxed, because a look-up's future is large, and would be moved by each login.
+        let recalled = Box::pin(self.recall_or_wait(key, look_up));
+        let in_time = timeout(self.limits.answer, recalled).await;
         in_time.unwrap_or_else(|_| {
             let waited = self.limits.answer;
             let cause = format!("the central database did not answer within {waited:?} (central_timeout)");

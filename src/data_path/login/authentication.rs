@@ -31,6 +31,9 @@ use crate::{
 const PLAIN: &str = "SCRAM-SHA-256";
 const PLUS: &str = "SCRAM-SHA-256-PLUS";
 
+/// Room for the replies that end a usual login.
+const REPLIES_BYTES: usize = 1024;
+
 /// The configuration and the shared state that a login needs.
 #[derive(Debug, Clone, Copy)]
 pub struct AuthContext<'a> {
@@ -102,7 +105,7 @@ pub async fn authenticate(
     let (server_first, _) = ScramServerAuth::new()
         .on_client_first_message_with_secret(&unbound, verifier.secret())
         .map_err(|_| ClientError::ProtocolViolation("malformed SCRAM message".into()))?;
-    let mut challenge = Vec::new();
+    let mut challenge = Vec::with_capacity(HEADER_BYTES + 4 + server_first.len());
     sasl(&mut challenge, 11, server_first.as_bytes());
     stream.write_all(&challenge).await?;
     stream.flush().await?;
@@ -111,7 +114,7 @@ pub async fn authenticate(
     without_nul(&client_final)?;
     Ok(match verifier.server_final(client_first, &server_first, &client_final, end_point) {
         Some(server_final) => {
-            let mut replies = Vec::new();
+            let mut replies = Vec::with_capacity(REPLIES_BYTES);
             sasl(&mut replies, 12, server_final.as_bytes());
             authentication_ok(&mut replies);
             Proof::Right { replies }

@@ -7,7 +7,7 @@
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use pgwire::api::auth::sasl::scram::ScramSecret;
-use sha2::{Digest as _, Sha256};
+use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq as _;
 
 use crate::data_path::server::hmac;
@@ -100,7 +100,7 @@ impl Verifier {
         for (byte, signature) in key.iter_mut().zip(hmac(&self.stored_key, &signed)) {
             *byte ^= signature;
         }
-        if !bool::from(Sha256::digest(key).as_slice().ct_eq(&self.stored_key)) {
+        if !bool::from(digest(&SHA256, &key).as_ref().ct_eq(&self.stored_key)) {
             return None;
         }
         Some(format!("v={}", BASE64_STANDARD.encode(hmac(&self.server_key, &signed))))
@@ -227,7 +227,7 @@ mod tests {
         Verifier {
             salt: vec![1; 16],
             iterations: 1,
-            stored_key: Sha256::digest(client_key).into(),
+            stored_key: digest(&SHA256, &client_key).as_ref().try_into().unwrap(),
             server_key: hmac(&salted, b"Server Key"),
         }
     }

@@ -273,8 +273,11 @@ impl Server {
     }
 }
 
+/// Room for what an unnamed request has besides its text: short parameters, and the messages behind it.
+const UNNAMED_BYTES: usize = 256;
+
 fn unnamed_request(sql: &str, parameters: &[&str]) -> Vec<u8> {
-    let mut request = Vec::new();
+    let mut request = Vec::with_capacity(sql.len() + UNNAMED_BYTES);
     parse(b"", sql.as_bytes(), &mut request);
     bind(b"", parameters, &mut request);
     request

@@ -6,7 +6,6 @@
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use hmac::{Hmac, Mac as _};
 use moka::future::Cache;
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
@@ -216,10 +215,10 @@ fn salted(password: &SecretString, salt: &[u8], iterations: u32) -> Salted {
 
 /// HMAC-SHA-256.
 pub(in crate::data_path) fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
-    // Unreachable: HMAC takes keys of any length (RFC 2104).
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
-    mac.update(data);
-    mac.finalize().into_bytes().into()
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key);
+    let mut code = [0; 32];
+    code.copy_from_slice(ring::hmac::sign(&key, data).as_ref());
+    code
 }
 
 #[cfg(test)]
