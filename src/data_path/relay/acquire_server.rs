@@ -4,12 +4,10 @@
 use std::{
     borrow::Cow,
     future::poll_fn,
-    pin::Pin,
     sync::atomic::Ordering,
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
 use super::{BUFFERS, Buffers, Relay, Step, end_of_input::is_end_of_input, session_end::SessionEnd};
@@ -334,14 +332,14 @@ impl Relay {
                 while self.session.end_of_input.is_none()
                     && self.session.inbox.len() < 4 * FIRST_MESSAGE_BYTES
                 {
-                    let mut read = ReadBuf::new(&mut buffers.read);
-                    match Pin::new(&mut self.session.client).poll_read(cx, &mut read) {
+                    match self.read_client(&mut buffers.read, cx) {
                         Poll::Pending => return Ok(()),
-                        Poll::Ready(Ok(())) if !read.filled().is_empty() => {
-                            self.session.inbox.extend_from_slice(read.filled())
+                        Poll::Ready(Ok(read)) if read > 0 => {
+                            let chunk = buffers.read.get(..read).unwrap_or_default();
+                            self.session.inbox.extend_from_slice(chunk);
                         }
                         Poll::Ready(read) if is_end_of_input(&read) => self.session.input_ends(),
-                        Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost)),
+                        Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost.map(drop))),
                     }
                 }
                 Ok(())

@@ -21,15 +21,16 @@ pub mod signals;
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
-    pin::Pin,
+    future::{Future as _, poll_fn},
+    io,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
 use tokio::{
-    io::{AsyncRead, ReadBuf},
     sync::oneshot,
+    task::{consume_budget, coop, yield_now},
     time::Instant,
 };
 use tracing::debug;
@@ -62,6 +63,9 @@ use crate::{
 /// Bytes per read. More than an ordinary reply, so that one read empties the socket. Small enough that a
 /// large result is still in the core's own cache when it is written: 256 KiB takes a tenth more CPU.
 const READ_BYTES: usize = 48 * 1024;
+
+/// How often a session moves bytes before the others of its worker have their turn.
+const MOVES_MAX: usize = 64;
 
 thread_local! {
     /// Shared by all sessions of a worker. Empty between two polls.
@@ -100,6 +104,8 @@ pub struct Relay {
     loads_functions: bool,
     /// The session has changed functions since they were last loaded: its texts wait for the load.
     changed_functions: bool,
+    /// The last read of the client has found nothing: the reactor wakes the session when there is something.
+    client_wakes: bool,
 }
 
 /// Work that cannot be done within a poll.
@@ -138,6 +144,7 @@ impl Relay {
             pinned: None,
             loads_functions: false,
             changed_functions: false,
+            client_wakes: false,
         };
         relay.apply_idle_session_timeout();
         relay
@@ -180,9 +187,10 @@ impl Relay {
                     if let Err(end) = Box::pin(self.after_transaction()).await {
                         break end;
                     }
+                    consume_budget().await;
                 }
                 Step::SwitchTenant => match Box::pin(self.switch_tenant()).await {
-                    Ok(None) => {}
+                    Ok(None) => consume_budget().await,
                     Ok(Some(target)) => return Some(self.into_transfer(target)),
                     Err(end) => break end,
                 },
@@ -209,6 +217,7 @@ impl Relay {
         {
             return Poll::Ready(step);
         }
+        let mut moves = 0..MOVES_MAX;
         loop {
             if self.session.switcher.is_some() && self.has_switch_work() {
                 return Poll::Ready(Step::SwitchTenant);
@@ -236,17 +245,20 @@ impl Relay {
             if !self.wanted_cancels.is_empty() {
                 self.send_wanted_cancels(cx);
             }
-            if !moved {
-                if self.session.end_of_input.is_some()
-                    && let Some(end) = self.poll_end_of_input(cx)
-                {
-                    return Poll::Ready(end.into());
-                }
-                return match self.is_buffering_too_much() {
-                    false => Poll::Pending,
-                    true => Poll::Ready(Step::End(self.unread_end())),
-                };
+            if moved && moves.next().is_some() {
+                continue;
             }
+            if moved {
+                let _ = pin!(yield_now()).poll(cx);
+            } else if self.session.end_of_input.is_some()
+                && let Some(end) = self.poll_end_of_input(cx)
+            {
+                return Poll::Ready(end.into());
+            }
+            return match self.is_buffering_too_much() {
+                false => Poll::Pending,
+                true => Poll::Ready(Step::End(self.unread_end())),
+            };
         }
     }
 
@@ -265,16 +277,15 @@ impl Relay {
         if !self.session.unsent.is_empty() {
             return Ok(if drained { Poll::Ready(()) } else { Poll::Pending });
         }
-        let mut read = ReadBuf::new(&mut buffers.read);
-        match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
+        let read = match server.stream.poll_chunk(cx, &mut buffers.read) {
             Poll::Pending => return Ok(if drained { Poll::Ready(()) } else { Poll::Pending }),
-            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(Ok(read)) if read > 0 => read,
             Poll::Ready(_) if self.is_end_passed_on() => {
                 return Err(SessionEnd::ClientLost(Loss::Closed).into());
             }
-            Poll::Ready(lost) => return Err(SessionEnd::server_lost(lost).into()),
-        }
-        let chunk = read.filled();
+            Poll::Ready(lost) => return Err(SessionEnd::server_lost(lost.map(drop)).into()),
+        };
+        let chunk = buffers.read.get(..read).unwrap_or_default();
         let mut out = Outgoing::new(chunk, &mut buffers.scratch);
         let (handle, pool, itself) = (&self.session.handle, &self.pool, Cell::new(false));
         let send = |number, signal| {
@@ -364,17 +375,16 @@ impl Relay {
         if self.session.end_of_input.is_some() {
             return Ok(Poll::Pending);
         }
-        let mut read = ReadBuf::new(&mut buffers.read);
-        match Pin::new(&mut self.session.client).poll_read(cx, &mut read) {
+        let read = match self.read_client(&mut buffers.read, cx) {
             Poll::Pending => return Ok(Poll::Pending),
-            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(Ok(read)) if read > 0 => read,
             Poll::Ready(read) if is_end_of_input(&read) => {
                 self.session.input_ends();
                 return Ok(Poll::Ready(()));
             }
-            Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost).into()),
-        }
-        let chunk = read.filled();
+            Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost.map(drop)).into()),
+        };
+        let chunk = buffers.read.get(..read).unwrap_or_default();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         self.session.traffic.bytes_in += chunk.len() as u64;
         if self.is_answered_locally() {
@@ -394,6 +404,18 @@ impl Relay {
         }
         self.forward(chunk, &mut buffers.scratch, cx)?;
         Ok(Poll::Ready(()))
+    }
+
+    /// Reads from the client, unless the reactor is going to wake the session for it.
+    #[inline]
+    pub(super) fn read_client(&mut self, bytes: &mut [u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.client_wakes && !self.session.client.may_be_readable() {
+            return Poll::Pending;
+        }
+        let read = self.session.client.poll_chunk(cx, bytes);
+        // A task that has used up its budget is woken without the reactor.
+        self.client_wakes = read.is_pending() && coop::has_budget_remaining();
+        read
     }
 
     /// Passes the client's bytes on to the server that the session holds.
