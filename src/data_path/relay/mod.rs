@@ -36,7 +36,7 @@ use tokio::{
 use tracing::debug;
 
 use self::{
-    acquire_server::{ReplyWait, ServerLink},
+    acquire_server::{ReplyWait, ServerLink, is_never_answered_here},
     cancel::WantedCancels,
     change_tenant::SessionTransfer,
     client_session::ClientSession,
@@ -46,7 +46,7 @@ use self::{
 };
 use crate::{
     data_path::{
-        exchange::Flow,
+        exchange::{Flow, ReadAhead},
         memory_limit::Charge,
         pool::{Pinned, Pool, PooledServer},
         server::connection::Server,
@@ -111,8 +111,8 @@ pub struct Relay {
 /// Work that cannot be done within a poll.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// The inbox holds a request, and no server is idle.
-    AcquireServer,
+    /// The inbox holds a request, and no server is idle. What was read of it.
+    AcquireServer(ReadAhead),
     /// The transaction is over and has left checks to be done.
     AfterTransaction,
     /// The client chooses a tenant, or the session must go back to one.
@@ -178,8 +178,8 @@ impl Relay {
         .await;
         let end = loop {
             match poll_fn(|cx| BUFFERS.with_borrow_mut(|buffers| self.poll(buffers, cx))).await {
-                Step::AcquireServer => {
-                    if let Err(end) = Box::pin(self.acquire_server()).await {
+                Step::AcquireServer(first) => {
+                    if let Err(end) = Box::pin(self.acquire_server(first)).await {
                         break end;
                     }
                 }
@@ -208,7 +208,7 @@ impl Relay {
         {
             return Poll::Ready(step);
         }
-        if self.session.switcher.is_some() && self.has_switch_work() {
+        if self.has_switch_work() {
             return Poll::Ready(Step::SwitchTenant);
         }
         if !self.session.inbox.is_empty()
@@ -219,7 +219,7 @@ impl Relay {
         }
         let mut moves = 0..MOVES_MAX;
         loop {
-            if self.session.switcher.is_some() && self.has_switch_work() {
+            if self.has_switch_work() {
                 return Poll::Ready(Step::SwitchTenant);
             }
             let mut moved = false;
@@ -391,19 +391,29 @@ impl Relay {
             self.session.inbox.extend_from_slice(chunk);
             return Err(Step::SwitchTenant);
         }
-        if self.server.is_none()
-            && (!self.session.inbox.is_empty()
-                || !self.needs_server(chunk)
-                || self.link(chunk)? != ServerLink::Linked)
-        {
-            self.session.inbox.extend_from_slice(chunk);
-            return match self.serve_inbox(buffers, cx) {
-                Some(step) => Err(step),
-                None => Ok(Poll::Ready(())),
-            };
+        if self.server.is_some() {
+            self.forward(chunk, ReadAhead::default(), &mut buffers.scratch, cx)?;
+            return Ok(Poll::Ready(()));
         }
-        self.forward(chunk, &mut buffers.scratch, cx)?;
-        Ok(Poll::Ready(()))
+        let first = if self.session.inbox.is_empty() { self.needs_server(chunk) } else { None };
+        if let Some(first) = first {
+            match self.link(chunk)? {
+                ServerLink::Linked => {
+                    self.forward(chunk, first, &mut buffers.scratch, cx)?;
+                    return Ok(Poll::Ready(()));
+                }
+                ServerLink::NoneIdle if is_never_answered_here(chunk) => {
+                    self.session.inbox = chunk.to_vec();
+                    return Err(Step::AcquireServer(first));
+                }
+                ServerLink::NoneIdle | ServerLink::NoRequest => {}
+            }
+        }
+        self.session.inbox.extend_from_slice(chunk);
+        match self.serve_inbox(buffers, cx) {
+            Some(step) => Err(step),
+            None => Ok(Poll::Ready(())),
+        }
     }
 
     /// Reads from the client, unless the reactor is going to wake the session for it.
@@ -418,11 +428,12 @@ impl Relay {
         read
     }
 
-    /// Passes the client's bytes on to the server that the session holds.
+    /// Passes the client's bytes on to the server that the session holds. `first` was read of their first message.
     #[inline]
     pub(super) fn forward(
         &mut self,
         chunk: &[u8],
+        first: ReadAhead,
         scratch: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Result<(), Step> {
@@ -449,7 +460,7 @@ impl Relay {
         if let Some(switcher) = self.session.switcher.as_mut() {
             switcher.responder.hand_over(&mut server.side.replies, out.build());
         }
-        let flow = self.session.side.take(chunk, &mut server.side, &mut out);
+        let flow = self.session.side.take_read(chunk, first, &mut server.side, &mut out);
         // A failed write shows when the server is read from, together with its last words.
         let _ = server.unsent.send(&mut server.stream, cx, out.finish());
         match flow {
