@@ -97,6 +97,12 @@ impl Framer {
         self.body_left == 0 && (self.held.is_empty() || self.delivered)
     }
 
+    /// Whether the next byte begins a message, and nothing is held.
+    #[inline]
+    pub fn is_clear(&self) -> bool {
+        self.body_left == 0 && self.held.is_empty()
+    }
+
     /// Whether a part of a message was returned and the rest has not arrived.
     pub fn mid_message(&self) -> bool {
         self.body_left > 0

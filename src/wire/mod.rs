@@ -1,6 +1,8 @@
 //! PostgreSQL's messages and streams, without tenants or pools.
 
 pub mod frame;
+#[cfg(test)]
+pub mod memory_pipe;
 pub mod message;
 pub mod message_reader;
 pub mod outgoing;

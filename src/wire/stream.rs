@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 
@@ -30,7 +30,7 @@ pub enum Socket {
     DetachedUnix(std::os::unix::net::UnixStream),
     /// One end of a pipe in this process, for the simulation. Belongs to no reactor.
     #[cfg(test)]
-    Memory(tokio::io::DuplexStream),
+    Memory(super::memory_pipe::MemoryPipe),
     /// No socket: during a change of owner, and after a failed move.
     Gone,
 }
@@ -59,7 +59,7 @@ impl From<UnixStream> for Stream {
 #[cfg(test)]
 impl From<tokio::io::DuplexStream> for Stream {
     fn from(pipe: tokio::io::DuplexStream) -> Self {
-        Self::Plain(Socket::Memory(pipe))
+        Self::Plain(Socket::Memory(pipe.into()))
     }
 }
 
@@ -130,6 +130,80 @@ impl Stream {
             other => other,
         };
         Ok(())
+    }
+}
+
+/// Reads once, if the reactor has reported something. A read that leaves room has emptied the socket: as tokio's own
+/// `poll_read`, it takes the report back, but no later one.
+macro_rules! read_now {
+    ($socket:expr, $bytes:expr) => {{
+        let mut read = 0;
+        let emptied = || io::Error::from(io::ErrorKind::WouldBlock);
+        let tried = $socket.try_io(Interest::READABLE, || {
+            read = $socket.try_read($bytes)?;
+            if 0 < read && read < $bytes.len() { Err(emptied()) } else { Ok(()) }
+        });
+        if read > 0 { Ok(read) } else { tried.map(|()| 0) }
+    }};
+}
+
+impl Stream {
+    /// Whether the reactor has reported something to read. Costs no system call. `true` also where only a read can
+    /// tell: TLS may have decrypted bytes that were not read yet.
+    #[inline]
+    pub fn may_be_readable(&self) -> bool {
+        match self {
+            Self::Plain(Socket::Tcp(socket)) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            Self::Plain(Socket::Unix(socket)) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            #[cfg(test)]
+            Self::Plain(Socket::Memory(pipe)) => pipe.may_be_readable(),
+            _ => true,
+        }
+    }
+
+    /// Reads what there is. Costs half as much as tokio's `poll_read`, because it takes nothing from the task's budget:
+    /// the caller limits how often it reads. `Pending`: the task is woken when there is more.
+    #[inline]
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
+        let tried = match self {
+            Self::Plain(Socket::Tcp(socket)) => read_now!(socket, bytes),
+            Self::Plain(Socket::Unix(socket)) => read_now!(socket, bytes),
+            _ => return self.read_by_tokio(cx, bytes),
+        };
+        match tried {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.register_and_read(cx, bytes),
+            tried => Poll::Ready(tried),
+        }
+    }
+
+    /// There was nothing to read: registers the task with the reactor.
+    fn register_and_read(&mut self, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
+        let ready = match self {
+            Self::Plain(Socket::Tcp(socket)) => socket.poll_read_ready(cx),
+            Self::Plain(Socket::Unix(socket)) => socket.poll_read_ready(cx),
+            _ => return self.read_by_tokio(cx, bytes),
+        };
+        match ready {
+            Poll::Pending => Poll::Pending,
+            // Something has come meanwhile.
+            Poll::Ready(_) => self.read_by_tokio(cx, bytes),
+        }
+    }
+
+    fn read_by_tokio(&mut self, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut read = ReadBuf::new(bytes);
+        Pin::new(self).poll_read(cx, &mut read).map_ok(|()| read.filled().len())
+    }
+
+    /// Writes what the socket takes at once, for less than tokio's `poll_write`. `WouldBlock`: only that can go on. TLS
+    /// always says so.
+    #[inline]
+    pub fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(Socket::Tcp(socket)) => socket.try_write(bytes),
+            Self::Plain(Socket::Unix(socket)) => socket.try_write(bytes),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 }
 
@@ -210,6 +284,66 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+
+    use super::*;
+
+    async fn pairs() -> [(Stream, Stream); 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (unix_near, unix_far) = UnixStream::pair().unwrap();
+        [(near.unwrap().into(), far.unwrap().0.into()), (unix_near.into(), unix_far.into())]
+    }
+
+    #[tokio::test]
+    async fn a_read_takes_what_is_there_and_the_task_is_woken_for_more() {
+        for (mut near, mut far) in pairs().await {
+            let mut bytes = [0; 4];
+            for _ in 0..3 {
+                let waits = poll_fn(|cx| Poll::Ready(near.poll_chunk(cx, &mut bytes).is_pending())).await;
+                assert!(waits && !near.may_be_readable());
+                assert_eq!(far.write_now(b"abcdef").unwrap(), 6);
+                assert_eq!(poll_fn(|cx| near.poll_chunk(cx, &mut bytes)).await.unwrap(), 4);
+                assert!(near.may_be_readable(), "the buffer was full");
+                assert_eq!(poll_fn(|cx| near.poll_chunk(cx, &mut bytes)).await.unwrap(), 2);
+                assert!(!near.may_be_readable(), "the socket is empty");
+            }
+            far.shutdown().await.unwrap();
+            assert_eq!(poll_fn(|cx| near.poll_chunk(cx, &mut bytes)).await.unwrap(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_full_socket_does_not_take_is_written_later() {
+        for (near, mut far) in pairs().await {
+            let mut near = near;
+            let mut unsent = crate::wire::unsent::Unsent::default();
+            let bytes = vec![7; 32 * 1024 * 1024];
+            poll_fn(|cx| Poll::Ready(unsent.send(&mut near, cx, &bytes))).await.unwrap();
+            assert!(!unsent.is_empty());
+            let drained = async {
+                poll_fn(|cx| match unsent.drain(&mut near, cx) {
+                    Ok(false) => Poll::Pending,
+                    drained => Poll::Ready(drained),
+                })
+                .await
+            };
+            let received = async {
+                let (mut received, mut chunk) = (0, vec![0; 65_536]);
+                while received < bytes.len() {
+                    received += poll_fn(|cx| far.poll_chunk(cx, &mut chunk)).await.unwrap();
+                }
+            };
+            assert!(tokio::join!(drained, received).0.unwrap());
         }
     }
 }

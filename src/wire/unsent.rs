@@ -53,20 +53,27 @@ impl Unsent {
             self.bytes.extend_from_slice(bytes);
             return Ok(());
         }
-        match Pin::new(&mut *stream).poll_write(cx, bytes) {
-            Poll::Ready(Ok(written)) if written == bytes.len() && !stream.is_tls() => Ok(()),
+        match stream.write_now(bytes) {
+            Ok(written) if written == bytes.len() => Ok(()),
             tried => self.send_rest(stream, cx, bytes, tried),
         }
     }
 
     /// Continues after the first write, which was incomplete.
+    #[cold]
     fn send_rest(
         &mut self,
         stream: &mut Stream,
         cx: &mut Context<'_>,
         mut bytes: &[u8],
-        mut tried: Poll<io::Result<usize>>,
+        first: io::Result<usize>,
     ) -> io::Result<()> {
+        let mut tried = match first {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Pin::new(&mut *stream).poll_write(cx, bytes)
+            }
+            first => Poll::Ready(first),
+        };
         loop {
             let error = match tried {
                 Poll::Ready(Ok(0)) => io::ErrorKind::WriteZero.into(),

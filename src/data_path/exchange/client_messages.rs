@@ -11,6 +11,7 @@ use super::{
     pending_checks::LEXER_SETTINGS,
     pending_replies::{Origin, Request},
     prepare::describe_parsed,
+    read_ahead::ReadAhead,
     return_to_tenant::{CurrentTenant, ReturnState},
     sequences::{SequenceUse, record_sequences},
     server_side::ServerSide,
@@ -51,6 +52,8 @@ pub struct ClientMessages<'a, 'c> {
     pub(super) return_state: &'a mut ReturnState,
     pub(super) server: &'a mut ServerSide,
     pub(super) out: &'a mut Outgoing<'c>,
+    /// What was read of the message that is handled.
+    pub(super) first: ReadAhead,
 }
 
 impl ClientMessages<'_, '_> {
@@ -156,6 +159,16 @@ impl ClientMessages<'_, '_> {
         record_calls(text, read, cached, self.rules, self.server);
     }
 
+    /// The side effects of the text of this message.
+    #[inline]
+    fn read(&self, sql: &[u8]) -> SideEffects {
+        let lexing = self.server.lexing();
+        match self.first.under(lexing) {
+            Some(query) => SideEffects::of_bare(query),
+            None => SideEffects::read(sql, lexing),
+        }
+    }
+
     fn query(&mut self, bytes: &[u8], whole: bool) -> Handled {
         self.server.unanswered_bytes += bytes.len();
         if self.server.replies.is_skipping() {
@@ -169,8 +182,8 @@ impl ClientMessages<'_, '_> {
             return CONTINUE;
         }
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        let side_effects = match (whole, cstr(&mut { body })) {
-            (true, Ok(sql)) => SideEffects::read(sql, self.server.lexing()),
+        let side_effects = match cstr(&mut { body }) {
+            Ok(sql) if whole => self.read(sql),
             _ => SideEffects::of_unstored_text(),
         };
         if side_effects.needs_decision()
@@ -248,13 +261,13 @@ impl ClientMessages<'_, '_> {
         self.server.unanswered_bytes += bytes.len();
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let Ok(name) = cstr(&mut body) else { return self.invalid(bytes) };
-        let side_effects = |lexing| match cstr(&mut { body }) {
-            Ok(sql) if whole => SideEffects::read(sql, lexing),
+        let side_effects = |messages: &Self| match cstr(&mut { body }) {
+            Ok(sql) if whole => messages.read(sql),
             _ => SideEffects::of_unstored_text(),
         };
-        let lexing = self.server.lexing();
         if name.is_empty() {
-            return self.parse_unnamed(bytes, body, whole, side_effects(lexing));
+            let side_effects = side_effects(self);
+            return self.parse_unnamed(bytes, body, whole, side_effects);
         }
         if !whole {
             return self.parse_unstored(bytes).map(ControlFlow::Continue);
@@ -270,7 +283,7 @@ impl ClientMessages<'_, '_> {
             self.track(Request::ParseTaken(Box::new(taken)));
             return CONTINUE;
         }
-        let read = side_effects(lexing);
+        let read = side_effects(self);
         if read.needs_decision()
             && let Some(flow) = self.guard(b'P', &read, cstr(&mut { body }).unwrap_or_default())
         {
@@ -563,6 +576,9 @@ fn record_side_effects(
     rules: &SessionRules,
     server: &mut ServerSide,
 ) {
+    if side_effects.is_bare {
+        return record_sequences(side_effects, sequence_use, rules, server);
+    }
     server.checks.record(side_effects, alone);
     server.lexing_changes |= changes_lexing(side_effects);
     if let Some(names) = &side_effects.custom_names {

@@ -5,6 +5,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use super::{
     client_messages::ClientMessages,
     parameter_reports::lexing_under,
+    read_ahead::ReadAhead,
     restore_settings::{is_of_object, make_known, restore_settings},
     return_to_tenant::{CurrentTenant, ReturnState},
     sequences::SequenceUse,
@@ -261,7 +262,19 @@ impl ClientSide {
         server: &mut ServerSide,
         out: &mut Outgoing<'_>,
     ) -> Result<Flow, ClientError> {
-        let flow = self.pass_on(chunk, server, out);
+        self.take_read(chunk, ReadAhead::default(), server, out)
+    }
+
+    /// The same. `first` was read of the message that begins with the chunk.
+    #[inline]
+    pub fn take_read(
+        &mut self,
+        chunk: &[u8],
+        first: ReadAhead,
+        server: &mut ServerSide,
+        out: &mut Outgoing<'_>,
+    ) -> Result<Flow, ClientError> {
+        let flow = self.pass_on(chunk, first, server, out);
         // A Terminate is not passed on, whether whole or not.
         server.half_passed =
             self.framer.mid_message() && !self.skipped.is_ignored() && !matches!(flow, Ok(Flow::Terminated));
@@ -289,6 +302,7 @@ impl ClientSide {
             return_state,
             server,
             out,
+            first: ReadAhead::default(),
         };
         (reader, messages)
     }
@@ -296,6 +310,7 @@ impl ClientSide {
     fn pass_on(
         &mut self,
         mut chunk: &[u8],
+        first: ReadAhead,
         server: &mut ServerSide,
         out: &mut Outgoing<'_>,
     ) -> Result<Flow, ClientError> {
@@ -305,6 +320,8 @@ impl ClientSide {
         let may_fill = server.may_fill(self.rules.unanswered_max, chunk.len());
         let (MessageReader { framer, skipped, memory }, mut messages) = self.parts(server, out);
         let mut full = None;
+        // Held bytes come first: then it is not known which message was read.
+        messages.first = if framer.at_boundary() { first } else { ReadAhead::default() };
         loop {
             let piece = framer.next_within(
                 &mut chunk,
@@ -341,6 +358,7 @@ impl ClientSide {
                     (bytes, flow, false)
                 }
             };
+            messages.first = ReadAhead::default();
             if let ControlFlow::Break(reason) = flow {
                 let waits = [bytes, chunk].concat();
                 framer.put_back();

@@ -21,6 +21,7 @@ mod pg_terminate_backend;
 mod prepare;
 #[cfg(test)]
 mod property_tests;
+mod read_ahead;
 mod restore_settings;
 mod restore_startup;
 pub mod return_to_tenant;
@@ -41,6 +42,7 @@ pub use self::client_messages::is_cut_short;
 pub use self::client_side::{ClientSide, Flow, SessionRules, need_of_client, violation};
 pub use self::message_limits::startup_charge;
 pub use self::pg_terminate_backend::SignalSender;
+pub use self::read_ahead::ReadAhead;
 
 pub use self::server_side::{ChunkEvents, ExchangeError, ServerSide};
 pub use self::skipped_messages::{FIRST_MESSAGE_BYTES, FirstMessage, invalid_format};

@@ -418,6 +418,17 @@ impl ReplyTracker {
         self.unanswered.contains(Unanswered::COMMIT)
     }
 
+    /// Whether rows that arrive now are the client's, and change nothing here. `Some(true)`: they may come with their
+    /// description and CommandComplete, as of a simple query.
+    #[inline]
+    pub fn passes_rows(&self) -> Option<bool> {
+        match self.pending.front() {
+            Some(PendingReply { request: Request::Query(_), origin: Origin::Client }) => Some(true),
+            Some(PendingReply { request: Request::Execute(_), origin: Origin::Client }) => Some(false),
+            _ => None,
+        }
+    }
+
     /// A message other than ErrorResponse and ReadyForQuery has arrived. [`Desync`]: it answers no request.
     #[inline(always)]
     pub fn reply(&mut self, tag: u8) -> Result<ReplyOutcome, Desync> {

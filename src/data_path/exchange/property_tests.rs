@@ -432,4 +432,35 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn rows_that_come_together_are_passed_as_one_by_one(
+        requests in vec(request(), 1..4),
+        replies in vec((select(&b"TDDDdCCZ12E"[..]), vec(select(&b"DPS\0\x01"[..]), 0..9)), 0..12),
+        part in 1..12usize,
+    ) {
+        let mut stream = Vec::new();
+        for (tag, body) in &replies {
+            append(&mut stream, *tag, |out| out.extend_from_slice(if *tag == b'Z' { b"I" } else { body }));
+        }
+        let receive = |parts: &mut dyn Iterator<Item = &[u8]>| {
+            let table = std::sync::Arc::new(SharedStatements::default());
+            let mut client = client(&table, 0);
+            let mut server =
+                ServerSide::new(Default::default(), PreparedLimits { statements: 2, bytes: 100 });
+            let (mut scratch, bytes) = (Vec::new(), requests.concat());
+            let sent = client.take(&bytes, &mut server, &mut Outgoing::new(&bytes, &mut scratch));
+            drop(sent);
+            let mut received = Vec::new();
+            for part in parts {
+                let mut out = Outgoing::new(part, &mut scratch);
+                if server.take(part, &mut client, &mut out, &|_, _| false).is_err() {
+                    return None;
+                }
+                received.extend_from_slice(out.finish());
+            }
+            Some((received, server.replies.pending(), server.is_between_messages()))
+        };
+        prop_assert_eq!(receive(&mut stream.chunks(part)), receive(&mut std::iter::once(&stream[..])));
+    }
 }

@@ -219,6 +219,9 @@ impl ServerSide {
         // Taken out for the loop, so that a piece can borrow it while `self` is changed.
         let mut framer = std::mem::take(&mut self.framer);
         let result = loop {
+            if framer.is_clear() && !chunk.is_empty() {
+                self.pass_rows(&mut chunk, client, out);
+            }
             match framer.next(&mut chunk, |tag, length| self.need(tag, length)) {
                 Ok(None) => break Ok(events),
                 Ok(Some(Piece::Rest { bytes, .. })) => {
@@ -244,6 +247,35 @@ impl ServerSide {
         };
         self.framer = framer;
         result
+    }
+
+    /// Passes whole rows of a result on, all at once, and of a simple query what comes with them. Most messages of
+    /// servers are these. None of them changes anything here: [`ReplyTracker::reply`].
+    #[inline]
+    fn pass_rows(&mut self, chunk: &mut &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
+        let Some(of_query) = self.replies.passes_rows().filter(|_| !self.signals.is_awaited()) else {
+            return;
+        };
+        let mut end = 0;
+        while let Some(&[tag, a, b, c, d, first, ..]) = chunk.get(end..) {
+            let length = u32::from_be_bytes([a, b, c, d]) as usize;
+            let is_row = match tag {
+                b'D' | b'd' => true,
+                b'T' => of_query,
+                // Neither PREPARE nor a command that removes statements.
+                b'C' => of_query && !matches!(first, b'D' | b'P') && length <= REPORT_BYTES_MAX,
+                _ => false,
+            };
+            let message_end = end.saturating_add(1).saturating_add(length);
+            if !is_row || length < 4 || message_end > chunk.len() {
+                break;
+            }
+            end = message_end;
+        }
+        if let Some((rows, rest)) = chunk.split_at_checked(end).filter(|_| end > 0) {
+            self.pass_or_drop(true, rows, client, out);
+            *chunk = rest;
+        }
     }
 
     #[inline(always)]

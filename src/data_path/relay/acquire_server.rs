@@ -4,18 +4,16 @@
 use std::{
     borrow::Cow,
     future::poll_fn,
-    pin::Pin,
     sync::atomic::Ordering,
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
 use super::{BUFFERS, Buffers, Relay, Step, end_of_input::is_end_of_input, session_end::SessionEnd};
 use crate::{
     data_path::{
-        exchange::{FIRST_MESSAGE_BYTES, FirstMessage},
+        exchange::{FIRST_MESSAGE_BYTES, FirstMessage, ReadAhead},
         pool::{PooledServer, custom_parameters::FirstText},
         server::connection::Server,
         session_state::{
@@ -61,6 +59,13 @@ pub(super) enum ServerLink {
 fn may_begin_with_set(request: &[u8]) -> bool {
     let ([b'Q', _, _, _, _, text @ ..] | [b'P', _, _, _, _, 0, text @ ..]) = request else { return false };
     matches!(text.trim_ascii_start(), [b's' | b'S', b'e' | b'E', b't' | b'T', ..])
+}
+
+/// Whether only a server answers the first of these messages, whatever follows it: a Query, a Bind, or a Parse of the
+/// unnamed statement.
+#[inline]
+pub(super) fn is_never_answered_here(request: &[u8]) -> bool {
+    matches!(request, [b'Q' | b'B', ..] | [b'P', _, _, _, _, 0, ..])
 }
 
 impl Relay {
@@ -185,14 +190,16 @@ impl Relay {
             }
             let linked = match self.link(&inbox) {
                 Err(step) => return Some(step),
-                Ok(ServerLink::Linked) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
+                Ok(ServerLink::Linked) => {
+                    return self.forward(&inbox, ReadAhead::default(), &mut buffers.scratch, cx).err();
+                }
                 Ok(linked) => linked,
             };
             let status = self.session.switcher.as_ref().map_or(b'I', |switcher| switcher.responder.status());
             let answered = self.session.side.answer_without_server(&inbox, status, &mut replies);
             if answered == 0 {
                 self.session.inbox = inbox;
-                return (linked == ServerLink::NoneIdle).then_some(Step::AcquireServer);
+                return (linked == ServerLink::NoneIdle).then_some(Step::AcquireServer(ReadAhead::default()));
             }
             inbox.drain(..answered);
             // At once: the messages behind it may wait long for a server.
@@ -202,8 +209,9 @@ impl Relay {
         }
     }
 
-    /// Waits for a server and sends it the inbox. After a timeout the request gets an error.
-    pub(super) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
+    /// Waits for a server and sends it the inbox. After a timeout the request gets an error. `first` was read of its
+    /// first message.
+    pub(super) async fn acquire_server(&mut self, first: ReadAhead) -> Result<(), SessionEnd> {
         // Rare calls are boxed: this future is moved for each wait.
         if self.session.switcher.as_ref().is_some_and(|switcher| switcher.is_new)
             && !Box::pin(self.try_settings()).await?
@@ -249,7 +257,7 @@ impl Relay {
                     Box::pin(self.catch_up()).await;
                 }
                 self.hold_server(server);
-                self.send_inbox().await
+                self.send_inbox(first).await
             }
             Err(client_error) => self.not_borrowed(client_error),
         }
@@ -283,11 +291,12 @@ impl Relay {
         Ok(true)
     }
 
-    /// Sends the inbox to the server that the session holds.
-    pub(super) async fn send_inbox(&mut self) -> Result<(), SessionEnd> {
+    /// Sends the inbox to the server that the session holds. `first` was read of its first message.
+    pub(super) async fn send_inbox(&mut self, first: ReadAhead) -> Result<(), SessionEnd> {
         let inbox = std::mem::take(&mut self.session.inbox);
         let step = poll_fn(|cx| {
-            BUFFERS.with_borrow_mut(|buffers| Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx)))
+            BUFFERS
+                .with_borrow_mut(|buffers| Poll::Ready(self.forward(&inbox, first, &mut buffers.scratch, cx)))
         });
         match step.await {
             Err(Step::End(end)) => Err(end),
@@ -311,7 +320,7 @@ impl Relay {
             return self.serve_inbox(buffers, cx).map_or(Ok(Poll::Ready(())), Err);
         }
         let inbox = std::mem::take(&mut self.session.inbox);
-        self.forward(&inbox, &mut buffers.scratch, cx).map(Poll::Ready)
+        self.forward(&inbox, ReadAhead::default(), &mut buffers.scratch, cx).map(Poll::Ready)
     }
 
     /// Resolves when the client leaves or a signal comes, while the session waits for a server. Meanwhile it
@@ -340,14 +349,14 @@ impl Relay {
                 while self.session.end_of_input.is_none()
                     && self.session.inbox.len() < 4 * FIRST_MESSAGE_BYTES
                 {
-                    let mut read = ReadBuf::new(&mut buffers.read);
-                    match Pin::new(&mut self.session.client).poll_read(cx, &mut read) {
+                    match self.read_client(&mut buffers.read, cx) {
                         Poll::Pending => return Ok(()),
-                        Poll::Ready(Ok(())) if !read.filled().is_empty() => {
-                            self.session.inbox.extend_from_slice(read.filled())
+                        Poll::Ready(Ok(read)) if read > 0 => {
+                            let chunk = buffers.read.get(..read).unwrap_or_default();
+                            self.session.inbox.extend_from_slice(chunk);
                         }
                         Poll::Ready(read) if is_end_of_input(&read) => self.session.input_ends(),
-                        Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost)),
+                        Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost.map(drop))),
                     }
                 }
                 Ok(())

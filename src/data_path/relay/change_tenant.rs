@@ -8,6 +8,7 @@ use std::sync::{Arc, atomic::Ordering};
 use super::{Relay, Step, client_session::ClientSession, session_end::SessionEnd};
 use crate::{
     data_path::{
+        exchange::ReadAhead,
         session_state::{Settings, pins::Pins},
         tenant_switch::{
             Plan, TenantRequest,
@@ -39,13 +40,15 @@ impl Relay {
         })
     }
 
-    /// Conservative: may return false for messages that only a server can answer.
+    /// What was read of the first message, if only a server can answer it. Conservative: may return `None` for such a
+    /// one.
     #[inline]
-    pub(super) fn needs_server(&self, sent: &[u8]) -> bool {
-        let passes = |switcher: &TenantSwitcher| {
-            !switcher.is_new && switcher.responder.passes(sent, &self.session.side)
-        };
-        self.session.switcher.as_ref().is_none_or(|switcher| passes(switcher))
+    pub(super) fn needs_server(&self, sent: &[u8]) -> Option<ReadAhead> {
+        match &self.session.switcher {
+            None => Some(ReadAhead::default()),
+            Some(switcher) if switcher.is_new => None,
+            Some(switcher) => switcher.responder.passes(sent, &self.session.side),
+        }
     }
 
     /// Whether nothing more is read from the client for now.
@@ -71,8 +74,19 @@ impl Relay {
     }
 
     /// Whether the switcher has work that cannot be done within a poll.
+    #[inline]
     pub(super) fn has_switch_work(&self) -> bool {
-        let Some(switcher) = &self.session.switcher else { return false };
+        match &self.session.switcher {
+            Some(switcher) => {
+                (switcher.is_to_leave() || switcher.wait != SwitchWait::No)
+                    && self.may_do_switch_work(switcher)
+            }
+            None => false,
+        }
+    }
+
+    #[cold]
+    fn may_do_switch_work(&self, switcher: &TenantSwitcher) -> bool {
         if self.cancelling.is_some() {
             return false;
         }
@@ -102,7 +116,7 @@ impl Relay {
         inbox.drain(..used);
         self.session.unsent.push(&replies);
         let step = match next {
-            LocalStep::Server if switcher.is_new => Some(Some(Step::AcquireServer)),
+            LocalStep::Server if switcher.is_new => Some(Some(Step::AcquireServer(ReadAhead::default()))),
             LocalStep::Server => None,
             LocalStep::Waits => Some(None),
             LocalStep::Terminated => Some(Some(SessionEnd::Terminated.into())),
@@ -248,7 +262,7 @@ impl Relay {
         if self.server.is_none() || self.session.inbox.is_empty() || self.is_answered_locally() {
             return Ok(());
         }
-        self.send_inbox().await
+        self.send_inbox(ReadAhead::default()).await
     }
 
     /// Before the first statement at a new tenant: tries the session's settings on a server of that tenant,

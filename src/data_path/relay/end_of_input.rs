@@ -41,8 +41,8 @@ pub struct EndOfInput {
 
 /// Whether a read says that the client sends no more: without bytes, or in TLS without its closing message.
 #[cold]
-pub(super) fn is_end_of_input(read: &io::Result<()>) -> bool {
-    read.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::UnexpectedEof, |()| true)
+pub(super) fn is_end_of_input(read: &io::Result<usize>) -> bool {
+    read.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::UnexpectedEof, |read| *read == 0)
 }
 
 impl ClientSession {

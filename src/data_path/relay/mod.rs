@@ -22,21 +22,22 @@ pub mod signals;
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
-    pin::Pin,
+    future::{Future as _, poll_fn},
+    io,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
 use tokio::{
-    io::{AsyncRead, ReadBuf},
     sync::oneshot,
+    task::{consume_budget, coop, yield_now},
     time::Instant,
 };
 use tracing::debug;
 
 use self::{
-    acquire_server::{ReplyWait, ServerLink},
+    acquire_server::{ReplyWait, ServerLink, is_never_answered_here},
     cancel::WantedCancels,
     change_worker::Departure,
     client_session::ClientSession,
@@ -46,7 +47,7 @@ use self::{
 };
 use crate::{
     data_path::{
-        exchange::Flow,
+        exchange::{Flow, ReadAhead},
         memory_limit::Charge,
         pool::{Pinned, Pool, PooledServer, placement::Seat},
         server::connection::Server,
@@ -63,6 +64,9 @@ use crate::{
 /// Bytes per read. More than an ordinary reply, so that one read empties the socket. Small enough that a
 /// large result is still in the core's own cache when it is written: 256 KiB takes a tenth more CPU.
 const READ_BYTES: usize = 48 * 1024;
+
+/// How often a session moves bytes before the others of its worker have their turn.
+const MOVES_MAX: usize = 64;
 
 thread_local! {
     /// Shared by all sessions of a worker. Empty between two polls.
@@ -103,13 +107,15 @@ pub struct Relay {
     loads_functions: bool,
     /// The session has changed functions since they were last loaded: its texts wait for the load.
     changed_functions: bool,
+    /// The last read of the client has found nothing: the reactor wakes the session when there is something.
+    client_wakes: bool,
 }
 
 /// Work that cannot be done within a poll.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// The inbox holds a request, and no server is idle.
-    AcquireServer,
+    /// The inbox holds a request, and no server is idle. What was read of it.
+    AcquireServer(ReadAhead),
     /// The transaction is over and has left checks to be done.
     AfterTransaction,
     /// The client chooses a tenant, or the session must go back to one.
@@ -144,6 +150,7 @@ impl Relay {
             pinned: None,
             loads_functions: false,
             changed_functions: false,
+            client_wakes: false,
         };
         relay.apply_idle_session_timeout();
         relay
@@ -171,6 +178,8 @@ impl Relay {
     /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
     pub async fn run(mut self: Box<Self>) -> Option<Departure> {
         let _here = self.seat.worker.enter();
+        // The reactor, or the task, may be another one than before.
+        self.client_wakes = false;
         poll_fn(|cx| {
             self.session.handle.wake_with(cx.waker());
             Poll::Ready(())
@@ -178,8 +187,8 @@ impl Relay {
         .await;
         let end = loop {
             match poll_fn(|cx| BUFFERS.with_borrow_mut(|buffers| self.poll(buffers, cx))).await {
-                Step::AcquireServer => {
-                    if let Err(end) = Box::pin(self.acquire_server()).await {
+                Step::AcquireServer(first) => {
+                    if let Err(end) = Box::pin(self.acquire_server(first)).await {
                         break end;
                     }
                 }
@@ -187,9 +196,10 @@ impl Relay {
                     if let Err(end) = Box::pin(self.after_transaction()).await {
                         break end;
                     }
+                    consume_budget().await;
                 }
                 Step::SwitchTenant => match Box::pin(self.switch_tenant()).await {
-                    Ok(None) => {}
+                    Ok(None) => consume_budget().await,
                     Ok(Some(target)) => return Some(Departure::Tenant(self.into_transfer(target))),
                     Err(end) => break end,
                 },
@@ -208,7 +218,7 @@ impl Relay {
         {
             return Poll::Ready(step);
         }
-        if self.session.switcher.is_some() && self.has_switch_work() {
+        if self.has_switch_work() {
             return Poll::Ready(Step::SwitchTenant);
         }
         if !self.session.inbox.is_empty()
@@ -217,8 +227,9 @@ impl Relay {
         {
             return Poll::Ready(step);
         }
+        let mut moves = 0..MOVES_MAX;
         loop {
-            if self.session.switcher.is_some() && self.has_switch_work() {
+            if self.has_switch_work() {
                 return Poll::Ready(Step::SwitchTenant);
             }
             let mut moved = false;
@@ -244,17 +255,20 @@ impl Relay {
             if !self.wanted_cancels.is_empty() {
                 self.send_wanted_cancels(cx);
             }
-            if !moved {
-                if self.session.end_of_input.is_some()
-                    && let Some(end) = self.poll_end_of_input(cx)
-                {
-                    return Poll::Ready(end.into());
-                }
-                return match self.is_buffering_too_much() {
-                    false => Poll::Pending,
-                    true => Poll::Ready(Step::End(self.unread_end())),
-                };
+            if moved && moves.next().is_some() {
+                continue;
             }
+            if moved {
+                let _ = pin!(yield_now()).poll(cx);
+            } else if self.session.end_of_input.is_some()
+                && let Some(end) = self.poll_end_of_input(cx)
+            {
+                return Poll::Ready(end.into());
+            }
+            return match self.is_buffering_too_much() {
+                false => Poll::Pending,
+                true => Poll::Ready(Step::End(self.unread_end())),
+            };
         }
     }
 
@@ -273,16 +287,15 @@ impl Relay {
         if !self.session.unsent.is_empty() {
             return Ok(if drained { Poll::Ready(()) } else { Poll::Pending });
         }
-        let mut read = ReadBuf::new(&mut buffers.read);
-        match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
+        let read = match server.stream.poll_chunk(cx, &mut buffers.read) {
             Poll::Pending => return Ok(if drained { Poll::Ready(()) } else { Poll::Pending }),
-            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(Ok(read)) if read > 0 => read,
             Poll::Ready(_) if self.is_end_passed_on() => {
                 return Err(SessionEnd::ClientLost(Loss::Closed).into());
             }
-            Poll::Ready(lost) => return Err(SessionEnd::server_lost(lost).into()),
-        }
-        let chunk = read.filled();
+            Poll::Ready(lost) => return Err(SessionEnd::server_lost(lost.map(drop)).into()),
+        };
+        let chunk = buffers.read.get(..read).unwrap_or_default();
         let mut out = Outgoing::new(chunk, &mut buffers.scratch);
         let (handle, pool, itself) = (&self.session.handle, &self.pool, Cell::new(false));
         let send = |number, signal| {
@@ -372,17 +385,16 @@ impl Relay {
         if self.session.end_of_input.is_some() {
             return Ok(Poll::Pending);
         }
-        let mut read = ReadBuf::new(&mut buffers.read);
-        match Pin::new(&mut self.session.client).poll_read(cx, &mut read) {
+        let read = match self.read_client(&mut buffers.read, cx) {
             Poll::Pending => return Ok(Poll::Pending),
-            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(Ok(read)) if read > 0 => read,
             Poll::Ready(read) if is_end_of_input(&read) => {
                 self.session.input_ends();
                 return Ok(Poll::Ready(()));
             }
-            Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost).into()),
-        }
-        let chunk = read.filled();
+            Poll::Ready(lost) => return Err(SessionEnd::client_lost(lost.map(drop)).into()),
+        };
+        let chunk = buffers.read.get(..read).unwrap_or_default();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         self.session.traffic.bytes_in += chunk.len() as u64;
         if self.pool.placement.has_changed_since(&self.seat) && self.leaves_worker(chunk) {
@@ -392,26 +404,49 @@ impl Relay {
             self.session.inbox.extend_from_slice(chunk);
             return Err(Step::SwitchTenant);
         }
-        if self.server.is_none()
-            && (!self.session.inbox.is_empty()
-                || !self.needs_server(chunk)
-                || self.link(chunk)? != ServerLink::Linked)
-        {
-            self.session.inbox.extend_from_slice(chunk);
-            return match self.serve_inbox(buffers, cx) {
-                Some(step) => Err(step),
-                None => Ok(Poll::Ready(())),
-            };
+        if self.server.is_some() {
+            self.forward(chunk, ReadAhead::default(), &mut buffers.scratch, cx)?;
+            return Ok(Poll::Ready(()));
         }
-        self.forward(chunk, &mut buffers.scratch, cx)?;
-        Ok(Poll::Ready(()))
+        let first = if self.session.inbox.is_empty() { self.needs_server(chunk) } else { None };
+        if let Some(first) = first {
+            match self.link(chunk)? {
+                ServerLink::Linked => {
+                    self.forward(chunk, first, &mut buffers.scratch, cx)?;
+                    return Ok(Poll::Ready(()));
+                }
+                ServerLink::NoneIdle if is_never_answered_here(chunk) => {
+                    self.session.inbox = chunk.to_vec();
+                    return Err(Step::AcquireServer(first));
+                }
+                ServerLink::NoneIdle | ServerLink::NoRequest => {}
+            }
+        }
+        self.session.inbox.extend_from_slice(chunk);
+        match self.serve_inbox(buffers, cx) {
+            Some(step) => Err(step),
+            None => Ok(Poll::Ready(())),
+        }
     }
 
-    /// Passes the client's bytes on to the server that the session holds.
+    /// Reads from the client, unless the reactor is going to wake the session for it.
+    #[inline]
+    pub(super) fn read_client(&mut self, bytes: &mut [u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.client_wakes && !self.session.client.may_be_readable() {
+            return Poll::Pending;
+        }
+        let read = self.session.client.poll_chunk(cx, bytes);
+        // A task that has used up its budget is woken without the reactor.
+        self.client_wakes = read.is_pending() && coop::has_budget_remaining();
+        read
+    }
+
+    /// Passes the client's bytes on to the server that the session holds. `first` was read of their first message.
     #[inline]
     pub(super) fn forward(
         &mut self,
         chunk: &[u8],
+        first: ReadAhead,
         scratch: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Result<(), Step> {
@@ -438,7 +473,7 @@ impl Relay {
         if let Some(switcher) = self.session.switcher.as_mut() {
             switcher.responder.hand_over(&mut server.side.replies, out.build());
         }
-        let flow = self.session.side.take(chunk, &mut server.side, &mut out);
+        let flow = self.session.side.take_read(chunk, first, &mut server.side, &mut out);
         // A failed write shows when the server is read from, together with its last words.
         let _ = server.unsent.send(&mut server.stream, cx, out.finish());
         match flow {

@@ -125,7 +125,12 @@ impl Server {
 
     /// Whether an idle server has sent nothing but ParameterStatus, which is noted. A server that sends
     /// anything else has ended or is about to. Costs no system call unless the reactor has reported bytes.
+    #[inline]
     pub fn is_quiet(&mut self, tenant: &str) -> bool {
+        !self.stream.may_be_readable() || self.says_only_parameters(tenant)
+    }
+
+    fn says_only_parameters(&mut self, tenant: &str) -> bool {
         let mut bytes = [MaybeUninit::uninit(); 1024];
         let mut cx = Context::from_waker(Waker::noop());
         loop {

@@ -10,8 +10,8 @@ mod tests;
 
 use super::{parameters::affects_parsing, pins::Pins, resets::Resets, state_query::StateChecks};
 use crate::data_path::sql::{
-    self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetConfig, SetConfigs, SetValue,
-    Statement, TenantMention, dotted_names, words,
+    self, Argument, BareQuery, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetConfig, SetConfigs,
+    SetValue, Statement, TenantMention, dotted_names, words,
 };
 
 /// The side effects that a text may have.
@@ -51,6 +51,8 @@ pub struct SideEffects {
     pub only_defines: bool,
     /// Parameters that return to their value at session start.
     pub resets: Option<Box<Resets>>,
+    /// The text is a bare query: nothing else applies, except that an INSERT may advance a sequence. Conservative.
+    pub is_bare: bool,
 }
 
 /// How a session can signal another one by SQL.
@@ -125,6 +127,20 @@ impl SideEffects {
     /// Parses a text.
     #[inline]
     pub fn read(sql: &[u8], lexing: Lexing) -> Self {
+        match sql::bare_query(sql, lexing) {
+            Some(query) => Self::of_bare(query),
+            None => Self::parse(sql, lexing),
+        }
+    }
+
+    /// The side effects of a bare query.
+    #[inline]
+    pub fn of_bare(query: BareQuery) -> Self {
+        Self { advances_sequence: query.inserts, is_bare: true, ..Self::default() }
+    }
+
+    /// Parses a text that is no bare query.
+    pub fn parse(sql: &[u8], lexing: Lexing) -> Self {
         let effects = sql::effects(sql, lexing);
         let harmless =
             HARMLESS.contains(effects) && !effects.intersects(Effects::DDL | Effects::SETTING_LOCAL);

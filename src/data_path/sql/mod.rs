@@ -40,6 +40,7 @@ pub use self::function_body::effects_of_body;
 pub use self::identifiers::{QualifiedName, QualifiedNames};
 use self::lexer::Lexer;
 pub use self::pieces::{Piece, pieces};
+pub use self::plain_query::BareQuery;
 pub use self::roles_and_databases::{
     GivenPassword, IdentityChange, Named, identity_changes, may_change_identity,
 };
@@ -73,6 +74,13 @@ pub enum Characters {
 /// simple Query one to one; a text without statements gets EmptyQueryResponse.
 pub fn statements(sql: &[u8], lexing: Lexing) -> Statements<'_> {
     Statements { lexer: Lexer::new(sql, lexing), lexing }
+}
+
+/// One ordinary query without effects on the session, in which nothing needs a second look. Conservative: may return
+/// `None` for such a one.
+#[inline]
+pub fn bare_query(sql: &[u8], lexing: Lexing) -> Option<BareQuery> {
+    self::plain_query::bare(sql, lexing)
 }
 
 /// Conservative: may return false for one ordinary query without effects on the session.

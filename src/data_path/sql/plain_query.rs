@@ -1,7 +1,8 @@
 //! A fast check that decides most texts: is it one ordinary query without effects on the session?
 //!
-//! It does not split tokens. It inspects only the few bytes that can start a string, a name, a comment or a
-//! call, and gives up when unsure; the text is then parsed in full. It is conservative: it may reject a plain
+//! Most queries of applications are bare: they have no string, call, comment or special name at all. One look at their
+//! bytes says so. In other texts the check does not split tokens. It inspects only the few bytes that can start a string, a name, a comment or a
+//! call. It gives up when unsure; the text is then parsed in full. It is conservative: it may reject a plain
 //! query but never accepts another text (a property test checks this). On a query of 100 bytes it takes a
 //! third of the time.
 
@@ -16,12 +17,34 @@ use super::{
 /// Bytes that are looked at one by one before whole blocks are.
 const NEAR_BYTES: usize = 4;
 
+/// A query in which nothing needs a second look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BareQuery {
+    /// It is an INSERT, whose column defaults may advance a sequence.
+    pub inserts: bool,
+}
+
+/// Conservative: `None` also for a query that is bare, if its text does not show it at once.
+#[inline]
+pub(super) fn bare(sql: &[u8], lexing: Lexing) -> Option<BareQuery> {
+    let text = sql.get(trimmed(sql))?;
+    let verb = verb(text)?;
+    let is_bare = lexing.standard_conforming_strings && !needs_a_look(text);
+    is_bare.then_some(BareQuery { inserts: verb == INSERT })
+}
+
 /// Returns the position of the query without surrounding blanks and semicolons; `None` if unsure.
 #[inline]
 pub(super) fn query(sql: &[u8], lexing: Lexing) -> Option<Range<usize>> {
     let place = trimmed(sql);
     let text = sql.get(place.clone())?;
-    if !lexing.standard_conforming_strings || !starts_like_query(text) || mentions_special_names(text) {
+    if !lexing.standard_conforming_strings || verb(text).is_none() {
+        return None;
+    }
+    if !needs_a_look(text) {
+        return Some(place);
+    }
+    if mentions_special_names(text) {
         return None;
     }
     let mut at = 0;
@@ -63,20 +86,50 @@ fn trimmed(sql: &[u8]) -> Range<usize> {
     start..end
 }
 
-fn starts_like_query(text: &[u8]) -> bool {
-    const VERBS: [&[u8; 6]; 5] = [b"select", b"insert", b"update", b"delete", b"values"];
-    let Some((first, rest)) = text.split_first_chunk::<6>() else { return false };
-    let lower = first.to_ascii_lowercase();
-    VERBS.iter().any(|verb| lower == **verb) && !rest.first().is_some_and(|byte| is_word(*byte))
+/// The verbs that a query begins with.
+const SELECT: u64 = letters(b"select");
+const INSERT: u64 = letters(b"insert");
+const UPDATE: u64 = letters(b"update");
+const DELETE: u64 = letters(b"delete");
+const VALUES: u64 = letters(b"values");
+
+/// Six letters as a number, which is compared at once, in lower case.
+#[inline]
+const fn letters(&[a, b, c, d, e, f]: &[u8; 6]) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) | 0x2020_2020_2020
+}
+
+/// The verb that a query begins with.
+#[inline]
+fn verb(text: &[u8]) -> Option<u64> {
+    let (first, rest) = text.split_first_chunk::<6>()?;
+    let verb = letters(first);
+    let is_verb = matches!(verb, SELECT | INSERT | UPDATE | DELETE | VALUES);
+    (is_verb && !rest.first().is_some_and(|byte| is_word(*byte))).then_some(verb)
+}
+
+/// Whether any byte may start a string, a name in quotes, a comment, a call or another statement, or any name is a
+/// special one. A `$` in front of a digit is a parameter or a part of a name, and starts no string.
+#[inline]
+fn needs_a_look(text: &[u8]) -> bool {
+    any_place(text, |[a, b, c, d]| {
+        let quote = (a == b'\'') | (a == b'"') | (a == b'\\');
+        let other = (a == b'(') | (a == b';') | (a == b'/') | (a == 0);
+        let (comment, dollar) = ((a == b'-') & (b == b'-'), (a == b'$') & !b.is_ascii_digit());
+        quote | other | comment | dollar | is_special_name([a, b, c, d])
+    })
 }
 
 /// Returns whether `temp` (SELECT INTO TEMP) or `pg_` (system schemas, views and functions) occurs anywhere,
 /// ignoring case.
 fn mentions_special_names(text: &[u8]) -> bool {
-    any_place(text, |[a, b, c, d]| {
-        let (a, b, d) = (a | 0x20, b | 0x20, d | 0x20);
-        (a == b't') & (b == b'e') & (c | 0x20 == b'm') & (d == b'p') | (a == b'p') & (b == b'g') & (c == b'_')
-    })
+    any_place(text, is_special_name)
+}
+
+#[inline(always)]
+fn is_special_name([a, b, c, d]: [u8; 4]) -> bool {
+    let (a, b, d) = (a | 0x20, b | 0x20, d | 0x20);
+    (a == b't') & (b == b'e') & (c | 0x20 == b'm') & (d == b'p') | (a == b'p') & (b == b'g') & (c == b'_')
 }
 
 /// Returns the index of the closing quote. A doubled quote counts as a closing and an opening one.

@@ -21,14 +21,14 @@ use super::{
 use crate::{
     data_path::{
         exchange::{
-            ClientSide, FIRST_MESSAGE_BYTES, invalid_format, is_cut_short, need_of_client,
+            ClientSide, FIRST_MESSAGE_BYTES, ReadAhead, invalid_format, is_cut_short, need_of_client,
             pending_replies::{Origin, ReplyTracker, Request},
             violation,
         },
         session_state::{
             identity::NewPassword, parameter_status::ReportedParameters, side_effects::DriverReset,
         },
-        sql::{PARAMETER, TransactionModes, is_plain_query},
+        sql::{PARAMETER, TransactionModes, bare_query, is_plain_query},
     },
     error::{ClientError, IdentityError, Limit, TenantSwitchError},
     wire::{
@@ -117,10 +117,21 @@ impl LocalResponder {
             && self.portals.is_empty()
     }
 
-    /// Whether a server has to answer the first message. Conservative: may return `false` for such a one.
+    /// What was read of the first message, if a server has to answer it. Conservative: may return `None` for such a one.
     #[inline]
-    pub fn passes(&self, sent: &[u8], side: &ClientSide) -> bool {
-        self.is_clear() && first_text(sent, side).is_some_and(|sql| is_plain_query(&sql, side.lexing()))
+    pub fn passes(&self, sent: &[u8], side: &ClientSide) -> Option<ReadAhead> {
+        if !self.is_clear() {
+            return None;
+        }
+        if sent.first() == Some(&b'B') && binds_bare_query(sent, side) {
+            return Some(ReadAhead::default());
+        }
+        let (sql, lexing) = (first_text(sent, side)?, side.lexing());
+        match bare_query(&sql, lexing) {
+            Some(_) if sent.first() == Some(&b'B') => Some(ReadAhead::default()),
+            Some(query) => Some(ReadAhead::bare(query, lexing)),
+            None => is_plain_query(&sql, lexing).then(ReadAhead::default),
+        }
     }
 
     /// Answers the messages at the front of `inbox` that need no server. Returns their length in bytes and
@@ -449,6 +460,17 @@ pub fn first_text<'a>(sent: &'a [u8], side: &'a ClientSide) -> Option<Cow<'a, [u
         _ => return None,
     }
     cstr(&mut body).ok().map(Cow::Borrowed)
+}
+
+/// Whether the first message is a Bind, and was known to run a bare query when its statement was prepared.
+fn binds_bare_query(sent: &[u8], side: &ClientSide) -> bool {
+    let body = header(sent).ok().flatten().and_then(|(_, length)| sent.get(HEADER_BYTES..=length));
+    let Some(mut body) = body else { return false };
+    let (Ok(_), Ok(name)) = (cstr(&mut body), cstr(&mut body)) else { return false };
+    match side.statements.get(name) {
+        Some(statement) => statement.side_effects.is_bare,
+        None => name.is_empty() && side.statements.unnamed_side_effects().is_bare,
+    }
 }
 
 pub(super) fn aborted() -> ClientError {

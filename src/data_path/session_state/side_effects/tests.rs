@@ -1,7 +1,53 @@
 use super::*;
 
+/// Read in full, as texts are that are not bare.
 fn read(sql: &str) -> SideEffects {
-    SideEffects::read(sql.as_bytes(), Lexing::default())
+    let in_full = SideEffects::parse(sql.as_bytes(), Lexing::default());
+    let read = SideEffects::read(sql.as_bytes(), Lexing::default());
+    if read.is_bare {
+        assert_eq!(read.checks, in_full.checks, "{sql}");
+        assert!(in_full.advances_sequence || !read.advances_sequence, "{sql}");
+    } else {
+        assert_eq!(read, in_full, "{sql}");
+    }
+    in_full
+}
+
+#[test]
+fn a_bare_query_shows_at_once() {
+    let is_bare = |sql: &str| SideEffects::read(sql.as_bytes(), Lexing::default()).is_bare;
+    for sql in [
+        "SELECT abalance FROM accounts WHERE aid = 12345;",
+        "  select a, b from c where d=$1 and e = $2 and f > -1 and g[$3] = h.i;; ",
+        "UPDATE t SET v = v - 1 WHERE id = $1",
+        "DELETE FROM t",
+        "SELECT a$1 FROM c",
+        "INSERT INTO t SELECT a FROM b",
+        "VALUES $1,$22",
+    ] {
+        assert!(is_bare(sql), "{sql}");
+    }
+    for sql in [
+        "",
+        "BEGIN",
+        "SELECTED a",
+        "SELECT 'a'",
+        "SELECT \"a\" FROM b",
+        "SELECT now() FROM c",
+        "SELECT a; SELECT b",
+        "SELECT a -- b",
+        "SELECT a /* b */ FROM c",
+        "SELECT a INTO TEMP b",
+        "SELECT a FROM pg_settings WHERE name = $1",
+        "SELECT $a$ b $a$ FROM c",
+        "SELECT a\\ FROM c",
+        "SELECT a$",
+        "WITH a AS b SELECT c",
+    ] {
+        assert!(!is_bare(sql), "{sql}");
+    }
+    let insert = SideEffects::read(b"insert into t select a from b", Lexing::default());
+    assert!(insert.is_bare && insert.advances_sequence);
 }
 
 #[test]
