@@ -253,7 +253,6 @@ fn spawn_tasks(
         tokio::spawn(nodes::warn_of_differences(central.clone(), fleet.clone())),
         tokio::spawn(membership::keep(central, fleet, proxy.pools.clone(), told)),
         tokio::spawn(maintain(proxy.clone(), window)),
-        tokio::spawn(proxy.pools.clone().balance_workers()),
         tokio::spawn(timeouts::watch(proxy.sessions.clone(), proxy.config.clone(), proxy.workers.clone())),
         tokio::spawn(abandoned::watch(context.clone(), proxy.metrics.clone())),
         tokio::spawn(host_budget::warn_at_start(context.actor("pglobby"))),
@@ -403,6 +402,7 @@ async fn maintain(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {
             worker.clock.tick();
         }
         proxy.pools.maintain().await;
+        proxy.pools.balance_workers();
         window.keep(&proxy.pools);
     }
 }

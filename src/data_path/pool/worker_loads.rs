@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tracing::info;
 
 use super::{
@@ -22,8 +22,8 @@ use super::{
 };
 use crate::data_path::{lock::locked, tenant::Access, worker::Worker};
 
-/// How often the loads are measured.
-const MEASURE_EVERY: Duration = Duration::from_millis(500);
+/// A shorter time than this says little about how busy a worker is.
+const SHORTEST: Duration = Duration::from_millis(100);
 /// How long a pool stays before it is moved again: as long as it takes to see what a change has done.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// How long a pool keeps several workers of which it needs one.
@@ -36,6 +36,8 @@ const BYTES_PER_QUERY: u64 = 40_000;
 /// What was measured last.
 #[derive(Debug, Default)]
 pub(super) struct WorkerLoads {
+    /// When that was, and how long each worker had been busy until then.
+    last: Mutex<Option<(Instant, Vec<Duration>)>>,
     /// The part of the time that each worker was busy, in thousandths.
     busy: Vec<AtomicU64>,
     /// Pools that were moved to another worker, or got or lost one, since the process started.
@@ -91,26 +93,21 @@ impl TenantPools {
         self.loads.moves.load(Ordering::Relaxed)
     }
 
-    /// Keeps the workers equally busy, as far as pools can be moved. Never returns.
-    pub async fn balance_workers(self: Arc<Self>) {
-        let mut interval = tokio::time::interval_at(Instant::now() + MEASURE_EVERY, MEASURE_EVERY);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last = (Instant::now(), self.busy_times());
-        loop {
-            interval.tick().await;
-            let now = (Instant::now(), self.busy_times());
-            let passed = now.0.saturating_duration_since(last.0).as_secs_f64();
-            let busy = now.1.iter().zip(&last.1).map(|(now, last)| {
-                (now.saturating_sub(*last).as_secs_f64() / passed.max(f64::MIN_POSITIVE)).min(1.0)
-            });
-            let busy: Vec<f64> = busy.collect();
-            for (known, busy) in self.loads.busy.iter().zip(&busy) {
-                known.store((busy * 1000.0) as u64, Ordering::Relaxed);
-            }
-            if self.workers.len() > 1 {
-                self.balance(&busy, now.0);
-            }
-            last = now;
+    /// Keeps the workers equally busy, as far as pools can be moved. Called once a second.
+    pub fn balance_workers(&self) {
+        let now = (Instant::now(), self.busy_times());
+        let Some(last) = locked(&self.loads.last).replace(now.clone()) else { return };
+        let passed = now.0.saturating_duration_since(last.0).as_secs_f64();
+        if passed < SHORTEST.as_secs_f64() {
+            return;
+        }
+        let part = |(now, last): (&Duration, &Duration)| now.saturating_sub(*last).as_secs_f64() / passed;
+        let busy: Vec<f64> = now.1.iter().zip(&last.1).map(part).map(|busy| busy.min(1.0)).collect();
+        for (known, busy) in self.loads.busy.iter().zip(&busy) {
+            known.store((busy * 1000.0) as u64, Ordering::Relaxed);
+        }
+        if self.workers.len() > 1 {
+            self.balance(&busy, now.0);
         }
     }
 
