@@ -13,7 +13,7 @@ use std::{
 };
 
 use prometheus_client::{
-    encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text::encode},
+    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeLabelSet, NoLabelSet, text::encode},
     metrics::MetricType,
     registry::Registry,
 };
@@ -247,21 +247,14 @@ impl Collector {
     fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let (workers, pools) = (&self.proxy.workers, &self.proxy.pools);
         let labels = |worker: &Worker| [("worker", worker.index.to_string())];
-        let help = "Time in which a worker thread had work";
-        let mut metric =
-            encoder.encode_descriptor("pglobby_worker_busy_seconds", help, None, MetricType::Counter)?;
-        for worker in workers {
-            let busy = worker.busy().as_secs_f64();
-            metric.encode_family(&labels(worker))?.encode_counter::<NoLabelSet, _, u64>(&busy, None)?;
-        }
+        let busy = workers.iter().map(|worker| (labels(worker), worker.busy().as_secs_f64()));
+        counters(encoder, "worker_busy_seconds", "Time in which a worker thread had work", busy)?;
         let placed = workers.iter().map(|worker| (labels(worker), worker.pools() as u64));
         gauges(encoder, "worker_pools", "Pools that a worker thread serves", placed)?;
         let sessions = workers.iter().map(|worker| (labels(worker), worker.sessions() as u64));
         gauges(encoder, "worker_sessions", "Sessions that a worker thread serves", sessions)?;
-        let help = "Times that a pool changed its worker threads";
-        encoder
-            .encode_descriptor("pglobby_pool_moves", help, None, MetricType::Counter)?
-            .encode_counter::<NoLabelSet, _, u64>(&pools.moves(), None)
+        let moves = [([("reason", "load")], pools.moves())].into_iter();
+        counters(encoder, "pool_moves", "Times that a pool changed its worker threads", moves)
     }
 
     /// What this node uses of each host's budget.
@@ -317,11 +310,11 @@ fn label(named: &HashMap<i64, String>, tenant: i64) -> &str {
     named.get(&tenant).map_or(OTHER, String::as_str)
 }
 
-fn counters<L: EncodeLabelSet>(
+fn counters<L: EncodeLabelSet, V: EncodeCounterValue>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    values: impl Iterator<Item = (L, u64)>,
+    values: impl Iterator<Item = (L, V)>,
 ) -> fmt::Result {
     let name = format!("pglobby_{name}");
     let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
