@@ -227,6 +227,8 @@ async fn a_text_too_long_to_read_keeps_no_server_once_it_has_left_nothing() {
     assert_eq!(pinned(&console).await, ["unread_unnamed_statement"; 2]);
     assert_eq!(tags(&other.query("SELECT 1").await), "TDCZ");
     assert_eq!(pinned(&console).await, ["unread_unnamed_statement"; 1]);
+    // It reads the functions first, and whoever waits for it asks for the other one.
+    shown(&console, "POOLS", "sv_idle", "1").await;
     let mut told = Vec::new();
     for client in [&mut simple, &mut named] {
         told.push(tags(&send(client, &[bind("", "", &[]), execute("", 0), sync()]).await));
