@@ -113,8 +113,7 @@ impl Node {
         let cancels_max = config.limits.cancels_max;
         let config = Arc::new(ArcSwap::from_pointee(config));
         let barrier = Arc::new(ChangeBarrier::default());
-        let context =
-            AdminContext { central: central.clone(), keyring: keyring.clone(), barrier: barrier.clone() };
+        let context = AdminContext { central: central.clone(), keyring: keyring.clone(), barrier };
         let before_first = grants(context.clone());
         let look_again = looking(central.clone(), directory.clone());
         let threads = workers.all().to_vec();

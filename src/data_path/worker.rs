@@ -92,7 +92,8 @@ impl Clock {
     }
 }
 
-fn whole_ms(time: Duration) -> u64 {
+/// A time in whole milliseconds, as atomics keep it.
+pub fn whole_ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -63,6 +63,12 @@ impl Connector {
         self.live.load(Ordering::SeqCst)
     }
 
+    /// Counts one more server, if fewer than `size` are open or being opened.
+    pub fn take_place(&self, size: usize) -> bool {
+        let more = |live| (live < size).then_some(live + 1);
+        self.live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+    }
+
     pub fn opening(&self) -> usize {
         self.opening.load(Ordering::SeqCst)
     }

@@ -228,7 +228,7 @@ impl HostBudget {
         result
     }
 
-    /// A permit for `pool`. `None`: the pool waits for one, and [`Pool::open_wanted_soon`] is called when there is
+    /// A permit for `pool`. `None`: the pool is full, or it waits for one, and [`Pool::open_wanted_soon`] is called when there is
     /// a place for it; an idle server of another pool is closed for it if need be.
     pub fn acquire(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
         let claim = pool.claim();
@@ -239,8 +239,10 @@ impl HostBudget {
             self.request_if_short();
             return None;
         }
-        pool.connector.live.fetch_add(1, Ordering::SeqCst);
-        Some(self.permit(claim, Some(Arc::downgrade(pool))))
+        // Another worker may have taken the pool's last place since its room was looked at.
+        let counts = pool.connector.take_place(pool.rules.size);
+        let permit = self.permit(claim, counts.then(|| Arc::downgrade(pool)));
+        counts.then_some(permit)
     }
 
     /// A permit for a server beside `pool`, which does not count in its size; now or not at all.

@@ -13,6 +13,7 @@ use super::{Pool, PooledServer};
 use crate::data_path::{
     server::connection::Server,
     session_state::parameters::{IDLE_SESSION_TIMEOUT, duration},
+    worker::whole_ms,
 };
 
 /// Idle servers are looked at once a second, or later where much is to be done. An `idle_session_timeout`
@@ -138,7 +139,7 @@ impl Pool {
 
     /// Has the database's functions checked for changes, if the pool was used since the last check.
     fn check_functions(&self, now: Duration) {
-        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = whole_ms(now);
         let checked_ms = self.functions_checked_ms.load(Ordering::Relaxed);
         let due = Duration::from_millis(now_ms.saturating_sub(checked_ms)) >= self.rules.functions_check;
         if due && self.last_used() >= checked_ms {

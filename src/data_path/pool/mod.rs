@@ -75,7 +75,7 @@ use crate::{
         prepared::{PreparedLimits, shared_statements::SharedStatements},
         server::DialOptions,
         tenant::{Access, Tenant, TenantAccess},
-        worker::{self, Clock},
+        worker::{self, Clock, whole_ms},
     },
     error::{ClientError, Limit},
 };
@@ -275,7 +275,7 @@ impl Pool {
         }
         server.idle_since = now;
         server.answered_at = now;
-        self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.last_used_ms.store(whole_ms(now), Ordering::Relaxed);
         self.put_to_rest(server);
     }
 

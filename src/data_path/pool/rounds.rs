@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{Pool, TenantPools};
-use crate::data_path::lock::locked;
+use crate::data_path::{lock::locked, worker::whole_ms};
 
 /// Pools that a task visits before it lets others run.
 const VISITS_AT_ONCE: usize = 32;
@@ -76,9 +76,7 @@ impl Rounds {
     /// A pool rests, unless it was woken meanwhile.
     fn rest(&self, pool: &Arc<Pool>, until: Duration) {
         let mut lists = locked(&self.lists);
-        pool.place
-            .rests_until_ms
-            .store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        pool.place.rests_until_ms.store(whole_ms(until), Ordering::Relaxed);
         lists.resting.insert(key(pool), Arc::downgrade(pool));
         pool.place.is_visited.store(false, Ordering::Release);
     }
@@ -98,9 +96,8 @@ impl Rounds {
 
     /// Takes the pools to visit now.
     fn begin(&self, now: Duration) -> Vec<Arc<Pool>> {
-        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let mut lists = locked(&self.lists);
-        let later = lists.resting.split_off(&(now_ms.saturating_add(1), 0));
+        let later = lists.resting.split_off(&(whole_ms(now).saturating_add(1), 0));
         let due = std::mem::replace(&mut lists.resting, later);
         lists.wake(due.into_values());
         let visited = std::mem::take(&mut lists.visited);
@@ -209,15 +206,13 @@ impl TenantPools {
     fn rest_of(&self, pool: &Pool, next: Duration) -> Option<Duration> {
         let (now, used) = (pool.clock.now(), Duration::from_millis(pool.last_used()));
         let unused = used + self.config.load().timeouts.pool_idle;
-        let until = match unused > now && pool.live() == 0 {
-            true => unused,
-            false => next.min(now + LOOK_EVERY).max(now + USED),
+        let look = next.min(now + LOOK_EVERY).max(now + USED);
+        let until = match unused > now {
+            true if pool.live() == 0 => unused,
+            true => look.min(unused),
+            false => look,
         };
-        (pool.may_rest() && now >= used + USED).then_some(if unused > now {
-            until.min(unused)
-        } else {
-            until
-        })
+        (pool.may_rest() && now >= used + USED).then_some(until)
     }
 
     async fn drop_if_unused(&self, pool: &Arc<Pool>) -> bool {

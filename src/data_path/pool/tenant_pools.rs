@@ -42,8 +42,8 @@ use crate::{
         memory_limit::{Account, Accounts},
         prepared::shared_statements::SharedStatements,
         server::{DialOptions, IdentityTrouble},
-        tenant::{Access, Host, HostAddress, Tenant, TenantAccess, TenantStatus},
-        worker::Worker,
+        tenant::{Access, Credential, Host, HostAddress, Tenant, TenantAccess, TenantStatus},
+        worker::{Worker, whole_ms},
     },
     error::{ClientError, Limit},
 };
@@ -178,23 +178,9 @@ impl TenantPools {
             Access::ReadOnly => tenant.read_only.clone()?,
         };
         let rules = PoolRules::of(&tenant, &self.config.load());
-        let budget = self.budget_of(&tenant.host);
-        let connects = self.connects_of(&tenant.host, &rules);
         let (functions, stats) = (self.functions_of(&tenant), self.stats_of(&tenant, access));
         let role_start = RoleStart::new(&credential.username, access);
-        let backoff = ConnectBackoff::new(rules.connecting_max, rules.server_login_retry);
-        let connector = Connector {
-            tenant: tenant.clone(),
-            credential,
-            options: self.dial.load_full(),
-            budget: budget.clone(),
-            host: connects.clone(),
-            stats: stats.clone(),
-            live: AtomicUsize::default(),
-            opening: AtomicUsize::default(),
-            backoff: Mutex::new(backoff),
-            awaits_turn: AtomicBool::default(),
-        };
+        let connector = self.connector_of(&tenant, credential, &rules, stats.clone());
         let pinned = PinnedSessions {
             sessions: Mutex::default(),
             limit: rules.pinned_max,
@@ -205,9 +191,7 @@ impl TenantPools {
             None => Arc::new(Placement::new(self.worker_for_new_pool()?)),
         };
         let clock = placement.home().clock.clone();
-        let now_ms = u64::try_from(clock.now().as_millis()).unwrap_or(u64::MAX);
         let pool = Arc::new(Pool {
-            clock,
             placement,
             weight: AtomicU32::new(tenant.weight),
             statements,
@@ -224,9 +208,10 @@ impl TenantPools {
             listener: before.map(|pool| pool.listener.clone()).unwrap_or_default(),
             pinned: Arc::new(pinned),
             cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
-            last_used_ms: AtomicU64::new(now_ms),
+            last_used_ms: AtomicU64::new(whole_ms(clock.now())),
             functions_checked_ms: AtomicU64::new(0),
             place: Place::default(),
+            clock,
             succession: Succession {
                 pools: self.me.clone(),
                 retired: AtomicBool::default(),
@@ -240,9 +225,31 @@ impl TenantPools {
             rules,
         });
         self.rounds.add(&pool);
-        budget.register(&pool);
-        connects.register(&pool);
+        pool.connector.budget.register(&pool);
+        pool.connector.host.register(&pool);
         Some(pool)
+    }
+
+    fn connector_of(
+        &self,
+        tenant: &Arc<Tenant>,
+        credential: Credential,
+        rules: &PoolRules,
+        stats: Arc<PoolStats>,
+    ) -> Connector {
+        let backoff = ConnectBackoff::new(rules.connecting_max, rules.server_login_retry);
+        Connector {
+            tenant: tenant.clone(),
+            credential,
+            options: self.dial.load_full(),
+            budget: self.budget_of(&tenant.host),
+            host: self.connects_of(&tenant.host, rules),
+            stats,
+            live: AtomicUsize::default(),
+            opening: AtomicUsize::default(),
+            backoff: Mutex::new(backoff),
+            awaits_turn: AtomicBool::default(),
+        }
     }
 
     /// Shared by all pools of the tenant.

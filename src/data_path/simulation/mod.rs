@@ -179,6 +179,33 @@ async fn close_a_pool_that_had_a_listener() -> Result<(), String> {
     }
 }
 
+/// Two sessions on different workers found room for a last server at the same time, and the pool opened both.
+#[test]
+fn a_pool_has_no_more_servers_than_its_size() {
+    assert_eq!(run_one(take_all_places_of_a_pool()), Ok(()));
+}
+
+async fn take_all_places_of_a_pool() -> Result<(), String> {
+    let world = Arc::new(World::new(1, calm(1))?);
+    let mut client = Client::connect(world.clone(), 0, 0).await.map_err(text)?;
+    client.request("SELECT 1").await.map_err(text)?;
+    let (pools, budgets) = (world.proxy.pools.all(), world.proxy.pools.budgets());
+    let (pool, budget) = (&pools[0], &budgets[0].1);
+    let room = pool.rules.size - pool.live();
+    let more: Vec<_> = (0..=room).filter_map(|_| budget.acquire(pool)).collect();
+    if (more.len(), pool.live(), budget.live()) != (room, pool.rules.size, pool.rules.size) {
+        return Err(format!(
+            "{} places for {room}, {} and {} servers",
+            more.len(),
+            pool.live(),
+            budget.live()
+        ));
+    }
+    drop(more);
+    drop(client);
+    world.settle().await
+}
+
 /// Each pool cost a task and a visit once a second, also when nobody used it.
 #[test]
 fn a_pool_that_is_not_used_is_visited_only_when_a_server_is_due() {
