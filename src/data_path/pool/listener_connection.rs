@@ -59,7 +59,7 @@ impl ListenerConnection {
             warn!(tenant = pool.tenant.name, side = "server", %error, "cannot open a listener connection");
             ClientError::ServerLost
         };
-        if let Err(error @ AskError::Lost(_)) = server.run(NEVER_TOO_IDLE).await {
+        if let Err(error @ (AskError::Lost(_) | AskError::Unanswered)) = server.run(NEVER_TOO_IDLE).await {
             return Err(lost(error));
         }
         let sql = format!("SET application_name = 'pglobby listener'; LISTEN {MARKERS}");

@@ -74,7 +74,7 @@ impl Pool {
 
     /// Asks a server whether a session that begins now gets the settings with which this pool's servers
     /// began. If not, replaces the pool; then only the session that already holds this server may use it. After
-    /// [`AskError::Lost`] the server must be closed.
+    /// any error but [`AskError::Refused`] the server must be closed.
     pub async fn has_same_start(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
         // Known before the server was opened, and still in the catalog: so it began with them.
         let before = self.start();

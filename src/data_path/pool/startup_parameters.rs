@@ -322,7 +322,7 @@ async fn status_from(
             }
             Err(error.into())
         }
-        Err(AskError::Lost(_)) => Err(ClientError::ServerLost),
+        Err(AskError::Lost(_) | AskError::Unanswered) => Err(ClientError::ServerLost),
     }
 }
 

@@ -128,7 +128,7 @@ impl Relay {
                 }
                 self.check_tenant_parameter(checks).await
             }
-            Err(lost @ AskError::Lost(_)) => Err(lost.into()),
+            Err(lost @ (AskError::Lost(_) | AskError::Unanswered)) => Err(lost.into()),
             Err(error) => {
                 warn!(
                     tenant = self.pool.tenant.name,

@@ -43,7 +43,7 @@ pub(super) fn load_then_give_back(mut server: Box<PooledServer>, pool: &Arc<Pool
 
 /// Loads them, unless another session does so or they are current. If the server refuses, every text stays
 /// unknown. The result counts as the tenant's memory. After
-/// [`AskError::Lost`] the server must be closed.
+/// any error but [`AskError::Refused`] the server must be closed.
 pub async fn load_functions(server: &mut Server, pool: &Pool) -> Result<(), AskError> {
     let (bytes_max, memory, tenant) = (pool.rules.functions_bytes_max, &pool.memory, &*pool.tenant.name);
     let Some(loading) = pool.functions.begin_load() else { return Ok(()) };

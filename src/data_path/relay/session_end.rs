@@ -63,6 +63,8 @@ pub enum Loss {
     Closed,
     /// A read or a write failed.
     Failed(io::ErrorKind),
+    /// The server did not answer a query of the proxy in time.
+    Unanswered,
     /// The other end broke the protocol.
     Protocol,
 }
@@ -75,6 +77,7 @@ impl std::fmt::Display for Loss {
                 f.write_str("no answer to TCP (tcp_user_timeout, keepalive)")
             }
             Self::Failed(kind) => write!(f, "{kind}"),
+            Self::Unanswered => f.write_str("no answer to a query of the proxy"),
             Self::Protocol => f.write_str("protocol error"),
         }
     }
@@ -120,6 +123,7 @@ impl From<AskError> for SessionEnd {
     /// A question of the proxy got no answer that it can go on with.
     fn from(error: AskError) -> Self {
         Self::ServerLost(match error {
+            AskError::Unanswered => Loss::Unanswered,
             AskError::Lost(error) => Loss::Failed(error.kind()),
             AskError::Refused(_) => Loss::Protocol,
         })

@@ -80,6 +80,9 @@ pub enum AskError {
     /// The server's ErrorResponse; the connection is in order.
     #[error("{0}")]
     Refused(ServerError),
+    /// There was no answer within ten seconds; the connection is out of step.
+    #[error("no answer to a query of the proxy")]
+    Unanswered,
     /// The connection is lost or out of step.
     #[error("{0}")]
     Lost(#[from] io::Error),
@@ -165,7 +168,8 @@ impl Server {
         at > 0 && at == said.len()
     }
 
-    /// Runs a statement; returns its rows. After [`AskError::Lost`] the server must be closed.
+    /// Runs a statement; returns its rows. After any error but
+    /// [`AskError::Refused`] the server must be closed.
     pub async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
         let request = unnamed_request(sql, parameters);
         self.execute_unnamed(request, Answer::default()).await.map(|(rows, _)| rows)
@@ -233,9 +237,7 @@ impl Server {
             self.stream.flush().await?;
             self.answer(answer).await
         };
-        tokio::time::timeout(ANSWER_TIME_MAX, exchange)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to a query of the proxy"))?
+        tokio::time::timeout(ANSWER_TIME_MAX, exchange).await.map_err(|_| AskError::Unanswered)?
     }
 
     /// Reads an answer to its end. One that is too long is dropped.

@@ -1,6 +1,7 @@
 //! What the clients of one seed share: the proxy's parts, tenants, a host.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -238,16 +239,23 @@ impl World {
         if timeout(Duration::from_secs(600), quiet).await.is_err() {
             return Err(format!("ten minutes after the last client left: {}", self.state()));
         }
-        // A server that was just closed ends a moment later. The pools go on checking idle ones, and close some.
-        let live = || self.proxy.pools.all().iter().map(|pool| pool.live()).sum::<usize>();
+        // A server that the proxy has closed, or given up, ends a moment later, when it has done its work. The pools
+        // go on checking idle ones, and close some.
+        let given_up = || {
+            let pools = self.proxy.pools.all();
+            let listed = pools.iter().flat_map(|pool| pool.server_list.all());
+            let listed: HashSet<_> = listed.map(|server| server.process_id).collect();
+            let mut open: Vec<_> = self.host.leftovers().into_iter().map(|(pid, _)| pid).collect();
+            open.retain(|pid| !listed.contains(pid));
+            open
+        };
         let ended = async {
-            while self.host.leftovers().len() > live() {
+            while !given_up().is_empty() {
                 sleep(Duration::from_millis(70)).await;
             }
         };
         if timeout(Duration::from_secs(60), ended).await.is_err() {
-            let pids: Vec<_> = self.host.leftovers().into_iter().map(|(pid, _)| pid).collect();
-            return Err(format!("servers {pids:?} are open, {}", self.state()));
+            return Err(format!("servers {:?} are open, {}", given_up(), self.state()));
         }
         let open = self.host.leftovers();
         if let Some((pid, left)) = open.iter().find(|(_, left)| !left.is_empty()) {
