@@ -43,6 +43,7 @@ pub use self::client_side::{ClientSide, Flow, SessionRules, need_of_client, viol
 pub use self::message_limits::startup_charge;
 pub use self::pg_terminate_backend::SignalSender;
 pub use self::read_ahead::ReadAhead;
+pub use self::restore_settings::Repeated;
 
 pub use self::server_side::{ChunkEvents, ExchangeError, ServerSide};
 pub use self::skipped_messages::{FIRST_MESSAGE_BYTES, FirstMessage, invalid_format};

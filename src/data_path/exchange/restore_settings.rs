@@ -15,9 +15,36 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct ProxyStatements {
     setters: [bool; 3],
-    /// The text of the last state query.
-    state_query: Box<str>,
-    query_state: QueryState,
+    queries: [RepeatedQuery; 2],
+}
+
+/// A query that the proxy sends often. It is prepared when its text is sent twice in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeated {
+    /// What a session has left behind a transaction.
+    State,
+    /// The settings of role and database, for a session that begins.
+    Start,
+}
+
+impl Repeated {
+    const ALL: [Self; 2] = [Self::State, Self::Start];
+
+    /// Its name on servers.
+    fn name(self) -> &'static [u8] {
+        match self {
+            Self::State => b"pglobby_ask",
+            Self::Start => b"pglobby_start",
+        }
+    }
+}
+
+/// What a server has of a repeated query.
+#[derive(Debug, Default)]
+struct RepeatedQuery {
+    /// The text that was sent last.
+    text: Box<str>,
+    state: QueryState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,9 +86,6 @@ pub fn is_of_object(name: &str) -> bool {
     ];
     OBJECTS.contains(&name) || name.starts_with("lc_")
 }
-
-/// The name of the state query on servers. It is prepared when it is sent twice in a row.
-const STATE_QUERY: &[u8] = b"pglobby_ask";
 
 /// Appends the messages that change a server's settings from `applied` to `wanted`. Returns `true` if they
 /// include a simple query, which removes the server's unnamed statement.
@@ -176,8 +200,9 @@ impl ProxyStatements {
     /// The names of the statements that the server has.
     pub fn names(&self) -> impl Iterator<Item = &'static [u8]> {
         let setters = SETTERS.into_iter().zip(self.setters).filter(|(_, is_prepared)| *is_prepared);
-        let state_query = (self.query_state == QueryState::Prepared).then_some(STATE_QUERY);
-        setters.map(|((_, name, _), _)| name).chain(state_query)
+        let queries = Repeated::ALL.into_iter().zip(&self.queries);
+        let queries = queries.filter(|(_, query)| query.state == QueryState::Prepared);
+        setters.map(|((_, name, _), _)| name).chain(queries.map(|(which, _)| which.name()))
     }
 
     /// The server no longer has the statements with these names.
@@ -185,31 +210,35 @@ impl ProxyStatements {
         for ((_, name, _), is_prepared) in SETTERS.into_iter().zip(&mut self.setters) {
             *is_prepared &= !names.contains(&name);
         }
-        if names.contains(&STATE_QUERY) {
-            self.query_state = QueryState::Absent;
+        for (which, query) in Repeated::ALL.into_iter().zip(&mut self.queries) {
+            if names.contains(&which.name()) {
+                query.state = QueryState::Absent;
+            }
         }
     }
 
-    /// Appends the Parse of a state query unless it is prepared. Returns the name to bind.
-    pub fn parse_state_query(&mut self, sql: &str, out: &mut Vec<u8>) -> &'static [u8] {
-        let again = *self.state_query == *sql;
-        if again && self.query_state == QueryState::Prepared {
-            return STATE_QUERY;
+    /// Appends the Parse of a repeated query unless it is prepared. Returns the name to bind.
+    pub fn parse_repeated(&mut self, which: Repeated, sql: &str, out: &mut Vec<u8>) -> &'static [u8] {
+        let query = &mut self.queries[which as usize];
+        let again = *query.text == *sql;
+        if again && query.state == QueryState::Prepared {
+            return which.name();
         }
-        if self.query_state != QueryState::Absent {
-            close_statement(STATE_QUERY, out);
+        if query.state != QueryState::Absent {
+            close_statement(which.name(), out);
         }
-        let name = if again { STATE_QUERY } else { b"" };
-        self.query_state = if again { QueryState::Prepared } else { QueryState::Absent };
-        self.state_query = sql.into();
+        let name = if again { which.name() } else { b"" };
+        query.state = if again { QueryState::Prepared } else { QueryState::Absent };
+        query.text = sql.into();
         parse(name, sql.as_bytes(), out);
         name
     }
 
-    /// The state query failed, perhaps because code has deallocated it.
-    pub fn state_query_failed(&mut self) {
-        if self.query_state == QueryState::Prepared {
-            self.query_state = QueryState::Unknown;
+    /// A repeated query failed, perhaps because code has deallocated it.
+    pub fn repeated_failed(&mut self, which: Repeated) {
+        let query = &mut self.queries[which as usize];
+        if query.state == QueryState::Prepared {
+            query.state = QueryState::Unknown;
         }
     }
 
@@ -249,9 +278,11 @@ impl ProxyStatements {
                 close_statement(statement, out);
             }
         }
-        if self.query_state != QueryState::Absent && replies.track(Request::Close(None), Origin::Proxy) {
-            self.query_state = QueryState::Absent;
-            close_statement(STATE_QUERY, out);
+        for (which, query) in Repeated::ALL.into_iter().zip(&mut self.queries) {
+            if query.state != QueryState::Absent && replies.track(Request::Close(None), Origin::Proxy) {
+                query.state = QueryState::Absent;
+                close_statement(which.name(), out);
+            }
         }
     }
 }
@@ -259,6 +290,24 @@ impl ProxyStatements {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_query_is_prepared_when_it_is_sent_twice_in_a_row_whatever_is_sent_between() {
+        let mut ours = ProxyStatements::default();
+        let mut names = |which, sql| ours.parse_repeated(which, sql, &mut Vec::new());
+        assert_eq!(names(Repeated::Start, "SELECT 1"), b"");
+        assert_eq!(names(Repeated::State, "SELECT 2"), b"");
+        assert_eq!(names(Repeated::Start, "SELECT 1"), b"pglobby_start");
+        assert_eq!(names(Repeated::State, "SELECT 3"), b"");
+        assert_eq!(names(Repeated::Start, "SELECT 1"), b"pglobby_start");
+        assert_eq!(names(Repeated::State, "SELECT 3"), b"pglobby_ask");
+        assert_eq!(ours.names().collect::<Vec<_>>(), [&b"pglobby_ask"[..], b"pglobby_start"]);
+        ours.remove(&[b"pglobby_start"]);
+        assert_eq!(ours.names().collect::<Vec<_>>(), [b"pglobby_ask"]);
+        let mut out = Vec::new();
+        assert_eq!(ours.parse_repeated(Repeated::Start, "SELECT 1", &mut out), b"pglobby_start");
+        assert!(out.starts_with(b"P"), "it is prepared again");
+    }
 
     #[test]
     fn the_role_comes_last_and_what_may_be_refused_alone() {

@@ -11,12 +11,16 @@
 //! (`control_path/onboarding/repair.rs`). An exception is `role`: an operator may let the role act as another
 //! one that it is a member of, and to anyone else the setting gives no more than SET ROLE would.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    borrow::Cow,
+    sync::{Arc, LazyLock, OnceLock},
+};
 
 use tracing::info;
 
 use super::Pool;
 use crate::data_path::{
+    exchange::Repeated,
     server::{
         IdentityTrouble, TroubleKind,
         connection::{AskError, Row, Server},
@@ -132,7 +136,11 @@ impl Pool {
         if hidden.contains(HiddenCatalogs::ROLE_SETTINGS) {
             return Ok(None);
         }
-        server.ask(&written(hidden), &[self.role_start.as_made()]).await.map(Some)
+        let sql = match hidden.is_empty() {
+            true => Cow::Borrowed(USUAL.as_str()),
+            false => Cow::Owned(written(hidden)),
+        };
+        server.ask_again(Repeated::Start, &sql, &[self.role_start.as_made()]).await.map(Some)
     }
 
     /// Has the control path repair a role or database that has changed. `true`: the pool was replaced.
@@ -149,6 +157,9 @@ impl Pool {
         self.repair_role(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
     }
 }
+
+/// [`written`] where no catalog is hidden: asked at each login.
+static USUAL: LazyLock<String> = LazyLock::new(|| written(HiddenCatalogs::empty()));
 
 /// The setting of a read-only role (`control_path/onboarding/roles.rs`).
 const READER_AS_MADE: &str = "default_transaction_read_only=on";

@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     data_path::{
-        exchange::pending_checks::{ALL_VALUES, AnswerLimits, CheckedState, PendingChecks},
+        exchange::{
+            Repeated,
+            pending_checks::{ALL_VALUES, AnswerLimits, CheckedState, PendingChecks},
+        },
         functions::TextsBeforeLoad,
         prepared::Statement,
         server::connection::{AskError, Row, Server},
@@ -316,7 +319,7 @@ async fn ask_state(
         arrays.extend([server.side.statements.client_names(), server.side.prepared_names()]);
     }
     let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
-    server.ask_again(&sql, &arrays).await
+    server.ask_again(Repeated::State, &sql, &arrays).await
 }
 
 /// Whether named dblink connections are open, asked from the extension's own function; only a superuser can

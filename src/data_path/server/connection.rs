@@ -18,7 +18,7 @@ use tracing::warn;
 use super::NewConnection;
 use crate::{
     data_path::{
-        exchange::ServerSide,
+        exchange::{Repeated, ServerSide},
         memory_limit::{Account, Charge, PIECE_BYTES},
         prepared::PreparedLimits,
         session_state::{Settings, parameter_status::ReportedParameters},
@@ -188,9 +188,14 @@ impl Server {
     }
 
     /// As [`Self::ask`], for a statement that is used often: the server keeps it prepared.
-    pub async fn ask_again(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
+    pub async fn ask_again(
+        &mut self,
+        which: Repeated,
+        sql: &str,
+        parameters: &[&str],
+    ) -> Result<Vec<Row>, AskError> {
         let mut request = Vec::new();
-        let name = self.side.ours.parse_state_query(sql, &mut request);
+        let name = self.side.ours.parse_repeated(which, sql, &mut request);
         bind(name, parameters, &mut request);
         if name.is_empty() {
             return self.execute_unnamed(request, Answer::default()).await.map(|(rows, _)| rows);
@@ -200,7 +205,7 @@ impl Server {
         match self.request(&request, Answer::default()).await {
             Err(AskError::Refused(error)) if error.is_too_long() => Err(AskError::Refused(error)),
             Err(AskError::Refused(_)) => {
-                self.side.ours.state_query_failed();
+                self.side.ours.repeated_failed(which);
                 self.ask(sql, parameters).await
             }
             answer => answer.map(|(rows, _)| rows),
