@@ -70,8 +70,8 @@ pub struct Statement {
 pub(super) struct Portal {
     sql: String,
     parameters: Vec<Value>,
-    /// Its row has been sent, and a limit of rows has stopped it behind that.
-    suspended: bool,
+    /// It was executed: it has no more rows, and without rows it cannot be executed again.
+    has_run: bool,
 }
 
 /// What a rollback restores.
@@ -303,7 +303,7 @@ impl Session {
         if !portal.is_empty() && self.portals.contains_key(&portal) {
             return Err(Failure::new("42P03", &format!("cursor \"{portal}\" already exists")));
         }
-        self.portals.insert(portal, Portal { sql, parameters, suspended: false });
+        self.portals.insert(portal, Portal { sql, parameters, has_run: false });
         append(&mut self.out, b'2', |_| {});
         Ok(())
     }
@@ -330,30 +330,33 @@ impl Session {
 
     /// Runs a portal; `limited`: for one row.
     fn execute(&mut self, portal: &str, limited: bool) -> Result<(), Failure> {
-        let Portal { sql, parameters, suspended } = self.portal(portal)?.clone();
+        let Portal { sql, parameters, has_run } = self.portal(portal)?.clone();
         self.refuse_if_failed(&sql)?;
-        if suspended {
+        if has_run {
+            if columns(&sql) == 0 {
+                return Err(Failure::new("55000", &format!("portal \"{portal}\" cannot be run")));
+            }
             self.complete("SELECT 0");
             return Ok(());
         }
         let from = self.out.len();
         self.run_statement(&sql, &parameters, false)?;
         if limited && columns(&sql) > 0 {
-            self.suspend(from, portal);
+            self.suspend(from);
         }
+        self.portals.entry(portal.to_owned()).and_modify(|portal| portal.has_run = true);
         self.copy_in_batch = self.copying;
         Ok(())
     }
 
     /// The replies behind `from` were limited to one row: a PortalSuspended takes the place of their end.
-    fn suspend(&mut self, from: usize, portal: &str) {
+    fn suspend(&mut self, from: usize) {
         for reply in frames::all(&self.out.split_off(from)) {
             match reply.tag() {
                 b'C' => append(&mut self.out, b's', |_| {}),
                 _ => self.out.extend_from_slice(&reply.bytes),
             }
         }
-        self.portals.entry(portal.to_owned()).and_modify(|portal| portal.suspended = true);
     }
 
     pub(super) fn statement(&self, name: &str) -> Result<&Statement, Failure> {
