@@ -481,7 +481,7 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
         ALTER TABLE pglobby.tenants DROP COLUMN role_given, DROP COLUMN weight;
         ALTER TABLE pglobby.logins DROP COLUMN may_add_logins, DROP CONSTRAINT logins_allow_from_whole;
         ALTER TABLE pglobby.hosts DROP CONSTRAINT hosts_max_connections_limit, DROP CONSTRAINT hosts_address_given,
-            DROP CONSTRAINT hosts_tls_root_ca_given, DROP CONSTRAINT hosts_admin_given;
+            DROP CONSTRAINT hosts_tls_root_ca_given, DROP CONSTRAINT hosts_admin_given, DROP COLUMN more_addresses;
         ALTER TABLE pglobby.tenants DROP CONSTRAINT tenants_pool_size_limit, DROP CONSTRAINT tenants_min_pool_size_limit,
             DROP CONSTRAINT tenants_max_clients_limit, DROP CONSTRAINT tenants_names_given,
             DROP CONSTRAINT tenants_allow_from_whole";
@@ -494,7 +494,7 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
     assert_eq!((read.pool_size, read.max_clients, read.weight), (Some(262_143), Some(1_000_000), 1));
     assert_eq!(
         init(&installation.config("")).await.unwrap().migrations_applied,
-        ["names_and_limits", "given_roles", "fleet", "fleet_commands"]
+        ["names_and_limits", "given_roles", "fleet", "fleet_commands", "host_addresses"]
     );
     assert_eq!(client.ask("SELECT pool_size FROM pglobby.tenants").await, "262143");
     assert_eq!(

@@ -147,7 +147,7 @@ impl Failing {
 /// There were 250 attempts a second, and clients that read after 15 s that the pool was busy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_cannot_be_opened_is_tried_now_and_then_and_every_client_is_told_why() {
-    let mut failing = Failing::start(Proxy::build()).await;
+    let mut failing = Failing::start(Proxy::build().config("hold_during_outage", "false")).await;
     let clients = failing.clients().await;
     for (fault, state, words) in [
         (Fault::Renamed, "3D000", "does not exist"),
@@ -232,7 +232,8 @@ async fn where_the_next_attempt_is_far_away_clients_are_told_the_last_reason_at_
 /// Each tenant's pool tried by itself: a thousand tenants made a thousand attempts a second on a host that was down.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_tenants_of_a_host_that_is_down_share_one_attempt_and_its_outcome() {
-    let builder = Proxy::build().config("server_connect_timeout", "\"2s\"");
+    let builder =
+        Proxy::build().config("server_connect_timeout", "\"2s\"").config("hold_during_outage", "false");
     let mut failing = Failing::start(builder).await;
     let clients = failing.neighbours().await;
     for (fault, words) in [(Fault::Down, "could not connect"), (Fault::Silent, "no answer within")] {

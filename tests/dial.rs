@@ -9,12 +9,13 @@ use std::{path::PathBuf, time::Duration};
 use pglobby::{
     config::{Config, TlsMode},
     data_path::{
+        host_address::HostAddress,
         server::{
-            DialError, DialOptions, DialTarget, NewConnection, OnAnswer, dial_error::DialCause, open,
-            send_cancel,
+            AddressRoles, DialError, DialOptions, DialTarget, NewConnection, OnAnswer, dial_error::DialCause,
+            open, send_cancel,
         },
         session_state::Settings,
-        tenant::{Credential, Host, HostAddress},
+        tenant::{Credential, Host},
     },
     error::ClientError,
 };
@@ -68,10 +69,16 @@ impl Server {
         let port = self.cluster.port();
         let address = match self.name {
             "" => HostAddress::Unix { directory: self.cluster.socket_folder().to_owned(), port },
-            name => HostAddress::Tcp { name: name.to_owned(), port },
+            name => HostAddress::of(name, port),
         };
         let (tls_mode, tls_root_ca) = (self.tls_mode, self.tls_root_ca.clone());
-        Host { name: "secret_host".to_owned(), address, tls_mode, tls_root_ca, max_connections: None }
+        Host {
+            name: "secret_host".to_owned(),
+            addresses: Box::new([address]),
+            tls_mode,
+            tls_root_ca,
+            max_connections: None,
+        }
     }
 
     async fn open(&self) -> Result<NewConnection, DialError> {
@@ -95,6 +102,7 @@ impl Server {
             credential: &credential,
             statement_timeout,
             startup: &startup,
+            roles: &AddressRoles::new("default", &host.addresses),
             on_answer: OnAnswer(&|| {}),
         };
         in_time("opening a server connection", open(&target, &options(self.require_auth))).await
@@ -314,6 +322,7 @@ async fn what_the_server_says_reaches_the_client_without_names_and_never_doubts_
         credential: &credential,
         statement_timeout: None,
         startup: &Settings::default(),
+        roles: &AddressRoles::new("default", &host.addresses),
         on_answer: OnAnswer(&|| {}),
     };
     let error = open(&target, &options("scram-sha-256")).await.map(|_| ()).unwrap_err();
@@ -399,13 +408,21 @@ async fn a_cancel_ends_the_query_over_tls_and_in_clear() {
         while master.ask(&running).await != "1" {}
         // Whatever the name says now: a cancel goes where its session is. It used to resolve the name again, which may lead to
         // another of the host's servers.
-        let at = opened.stream.addresses().map(|(_, theirs)| theirs);
-        if at.is_some() {
+        let peer = opened.stream.addresses().map(|(_, theirs)| theirs);
+        if peer.is_some() {
             server.name = "elsewhere.invalid";
         }
-        send_cancel(&server.host(), at, opened.process_id, &opened.secret, &options("scram-sha-256"))
-            .await
-            .unwrap();
+        let host = server.host();
+        send_cancel(
+            &host,
+            &host.addresses[0],
+            peer,
+            opened.process_id,
+            &opened.secret,
+            &options("scram-sha-256"),
+        )
+        .await
+        .unwrap();
         let seen = answers(&mut opened).await;
         assert_eq!(seen.iter().find(|message| message.tag == b'E').unwrap().sqlstate(), "57014");
     }

@@ -95,7 +95,8 @@ async fn idle_sessions_survive_a_restart_of_the_cluster() {
 /// The real reason, as a request's error: the session goes on and works when the host is back.
 #[tokio::test]
 async fn a_host_that_is_down_is_an_error_of_the_request_and_says_why() {
-    let mut proxy = servers(1).await;
+    let builder = Proxy::with_tenant("acme").pool_size(1).config("hold_during_outage", "false");
+    let mut proxy = builder.start().await;
     let mut client = proxy.wire("acme").await;
     // The second is answered when what the first may have left behind is known: from then on it keeps no server.
     client.query("SELECT 1").await;

@@ -17,6 +17,7 @@ const RELEASE_BEFORE: &str = "
     DROP FUNCTION pglobby.tell_fleet();
     ALTER TABLE pglobby.migrations DROP COLUMN compatible_from;
     ALTER TABLE pglobby.tenants DROP COLUMN weight;
+    ALTER TABLE pglobby.hosts DROP COLUMN more_addresses;
     DELETE FROM pglobby.migrations WHERE number > 4";
 
 /// A rollout that begins with the nodes: every one of them serves, and each command works, before anybody runs `pglobby init`.

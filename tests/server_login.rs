@@ -7,9 +7,13 @@ mod support;
 use pglobby::{
     config::{Config, TlsMode},
     data_path::{
-        server::{DialError, DialOptions, DialTarget, NewConnection, OnAnswer, dial_error::DialCause, open},
+        host_address::HostAddress,
+        server::{
+            AddressRoles, DialError, DialOptions, DialTarget, NewConnection, OnAnswer, dial_error::DialCause,
+            open,
+        },
         session_state::Settings,
-        tenant::{Credential, Host, HostAddress},
+        tenant::{Credential, Host},
     },
 };
 use secrecy::SecretString;
@@ -40,12 +44,12 @@ impl Server {
     fn host(&self, name: Option<&str>) -> Host {
         let port = self.cluster.port();
         let address = match name {
-            Some(name) => HostAddress::Tcp { name: name.to_owned(), port },
+            Some(name) => HostAddress::of(name, port),
             None => HostAddress::Unix { directory: self.cluster.socket_folder().to_owned(), port },
         };
         Host {
             name: "default".to_owned(),
-            address,
+            addresses: Box::new([address]),
             tls_mode: TlsMode::Prefer,
             tls_root_ca: None,
             max_connections: None,
@@ -71,6 +75,7 @@ impl Server {
             credential: &credential,
             statement_timeout: None,
             startup: &Settings::default(),
+            roles: &AddressRoles::new("default", &host.addresses),
             on_answer: OnAnswer(&|| {}),
         };
         open(&target, &options(server_connect_timeout)).await

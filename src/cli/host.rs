@@ -55,15 +55,17 @@ enum Action {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  pglobby host add west --address db-west.internal --admin-user master \\\n    \
-                        --tls-mode verify-full --max-connections 400"
+                        --tls-mode verify-full --max-connections 400\n  \
+                        pglobby host add east --address pg1.internal,pg2.internal:5433 --admin-user master"
 )]
 struct Add {
     /// Name of the host in pglobby
     name: String,
-    /// DNS name, IP address, or folder of a Unix socket
+    /// DNS name, IP address, or folder of a Unix socket; several, separated by commas, of a primary and its
+    /// standbys: pg1,pg2:5433
     #[arg(long)]
     address: String,
-    /// TCP port
+    /// TCP port, of each address that names none
     #[arg(long, value_name = "N", default_value_t = 5432)]
     port: u16,
     /// TLS mode, with the meaning of libpq's sslmode
@@ -104,6 +106,7 @@ struct Add {
     after_help = "Keys: address, port, tls_mode, tls_root_ca, admin_user, admin_database, max_connections, \
                   accepts_tenants\n\nExample:\n  \
                   pglobby host set west address=10.0.0.7 max_connections=400\n  \
+                  pglobby host set west address=pg1.internal,pg2.internal:5433\n  \
                   pglobby host set west --password"
 )]
 struct Set {
@@ -253,7 +256,10 @@ async fn list(globals: &Globals, json: bool) -> Result<(), Failure> {
         .map(|host| {
             vec![
                 host.name.clone(),
-                format!("{}:{}", host.address, host.port),
+                std::iter::once(format!("{}:{}", host.address, host.port))
+                    .chain(host.more_addresses.iter().cloned())
+                    .collect::<Vec<_>>()
+                    .join(","),
                 host.tls_mode.clone(),
                 host.admin_user.clone(),
                 host.max_connections.map_or_else(|| "no limit".to_owned(), |limit| limit.to_string()),

@@ -60,6 +60,8 @@ settings! {
         max_prepared_statements: usize = "max_prepared_statements" count(200, 1),
         /// Text of prepared statements that each server keeps for clients.
         max_prepared_bytes: usize = "max_prepared_bytes" bytes(16 << 20),
+        /// While a host is away, sessions between transactions wait for it; otherwise they get an error at once.
+        hold_during_outage: bool = "hold_during_outage" truth(true),
     }
 
     /// What is too much. Each is refused in clear words, none is a hang.
@@ -218,6 +220,13 @@ macro_rules! numbers_shown {
     )+};
 }
 numbers_shown!(u32 u64 usize);
+
+impl Shown for bool {
+    /// As PgBouncer shows it.
+    fn shown(&self) -> String {
+        u32::from(*self).to_string()
+    }
+}
 
 impl Shown for Duration {
     fn shown(&self) -> String {

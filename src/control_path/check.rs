@@ -9,6 +9,7 @@ use crate::{
     control_path::{
         admin::{
             actor::AdminError,
+            host_addresses,
             host_budget::{SERVER_LIMITS, ServerLimits, TENANT_ROLES},
         },
         central::{Central, CentralError, causes, tls::CentralTlsConnector},
@@ -17,6 +18,7 @@ use crate::{
         migrations,
         secrets::{keyring::Keyring, seal::SecretLocation},
     },
+    data_path::host_address::HostAddress,
     wire::tls::{
         towards_clients::{CertificateFiles, ClientTlsAcceptor},
         towards_servers::{ServerTlsConfigs, Trust},
@@ -173,9 +175,10 @@ async fn tenants_open(client: &Client, keyring: &Keyring) -> Result<Check, Centr
 
 async fn hosts(client: &Client, keyring: &Keyring, config: &Config) -> Result<Vec<Check>, CentralError> {
     let sql =
-        "SELECT name, address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password,
-                max_connections
-        FROM pglobby.hosts ORDER BY name";
+        "SELECT name, address, port, ARRAY(SELECT
+                  pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(h) -> 'more_addresses')) AS more_addresses,
+                tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password, max_connections
+        FROM pglobby.hosts h ORDER BY name";
     let mut checks = Vec::new();
     for row in client.query(sql, &[]).await? {
         let name: String = row.try_get("name")?;
@@ -188,7 +191,7 @@ async fn hosts(client: &Client, keyring: &Keyring, config: &Config) -> Result<Ve
         let budget: Option<i32> = row.try_get("max_connections")?;
         match reach_host(&name, &row, &roles, keyring, config).await {
             Ok((found, limits)) => {
-                checks.push(Check::passed(format!("host {name}"), found));
+                checks.extend(found);
                 checks.push(check_budget(&name, budget, &limits));
             }
             Err(detail) => checks.push(Check::failed(format!("host {name}"), detail)),
@@ -211,47 +214,112 @@ fn check_budget(name: &str, budget: Option<i32>, limits: &ServerLimits) -> Check
     }
 }
 
-/// Logs in as the host's administrator.
+/// What logging in at one address of a host has shown.
+struct Reached {
+    version: String,
+    is_standby: bool,
+    limits: ServerLimits,
+}
+
+/// Logs in as the host's administrator at each of its addresses. What was found, and the limits of its primary.
 async fn reach_host(
     name: &str,
     row: &Row,
     roles: &[String],
     keyring: &Keyring,
     config: &Config,
-) -> Result<(String, ServerLimits), String> {
+) -> Result<(Vec<Check>, ServerLimits), String> {
     let unreadable = |error: tokio_postgres::Error| causes(&error);
     let text = |column: &str| row.try_get::<_, String>(column).map_err(unreadable);
-    let (address, port) = (text("address")?, row.try_get::<_, i32>("port").map_err(unreadable)?);
+    let addresses = host_addresses::of_row(row)?;
     let mode: TlsMode = text("tls_mode")?.parse()?;
     let root_ca = row.try_get::<_, Option<String>>("tls_root_ca").map_err(unreadable)?.map(Into::into);
-    let over_unix = address.starts_with('/');
-    let tls = CentralTlsConnector::new(&CentralTls { mode, root_ca }).map_err(|error| error.to_string())?;
-
+    let tls = CentralTls { mode, root_ca };
     let mut connection = tokio_postgres::Config::new();
     connection
-        .host(&address)
-        .port(u16::try_from(port).unwrap_or(0))
         .user(text("admin_user")?)
         .dbname(text("admin_database")?)
         .application_name("pglobby check")
-        .ssl_mode(if over_unix { SslMode::Disable } else { mode.for_tokio_postgres() });
+        .ssl_mode(mode.for_tokio_postgres());
     if let Some(blob) = row.try_get::<_, Option<&[u8]>>("sealed_admin_password").map_err(unreadable)? {
         let place = SecretLocation { table: "hosts", row: name, column: "sealed_admin_password" };
         let password: SecretString = keyring.open(&place, blob).map_err(|error| error.to_string())?;
         connection.password(password.expose_secret());
     }
     let limit = config.timeouts.server_connect;
-    let version = async {
+    let mut reached = Vec::new();
+    for address in &addresses {
+        let looked = tokio::time::timeout(limit, look_at(address, &connection, &tls, roles)).await;
+        let silent = |_| Err(format!("did not answer within {limit:?} (server_connect_timeout)"));
+        reached.push((address, looked.unwrap_or_else(silent)));
+    }
+    in_words(name, reached)
+}
+
+/// `Ok`: there is one primary. A standby that cannot be reached is a failed check of its own.
+fn in_words(
+    name: &str,
+    reached: Vec<(&HostAddress, Result<Reached, String>)>,
+) -> Result<(Vec<Check>, ServerLimits), String> {
+    let one = reached.len() == 1;
+    let (mut found, mut failed, mut checks) = (Vec::new(), Vec::new(), Vec::new());
+    let mut primaries = Vec::new();
+    for (address, looked) in reached {
+        match looked {
+            Ok(server) => {
+                let role = if server.is_standby { "standby" } else { "primary" };
+                let role = if one { String::new() } else { format!(" ({role})") };
+                found.push(format!("{address}{role}, PostgreSQL {}", server.version));
+                if one || !server.is_standby {
+                    primaries.push(server.limits);
+                }
+            }
+            Err(error) => {
+                failed.push(format!("{address}: {error}"));
+                let detail = format!("{error}; without it, a failover has one server less to go to");
+                checks.push(Check::failed(format!("address {address} of host {name}"), detail));
+            }
+        }
+    }
+    let all = found.join("; ");
+    if primaries.len() > 1 {
+        return Err(format!("several of its addresses accept writes; stop all but the primary: {all}"));
+    }
+    match primaries.pop() {
+        Some(limits) => {
+            checks.insert(0, Check::passed(format!("host {name}"), all));
+            Ok((checks, limits))
+        }
+        None if one => Err(failed.join("; ")),
+        None => Err(format!("none of its addresses is a primary: {}", [found, failed].concat().join("; "))),
+    }
+}
+
+async fn look_at(
+    address: &HostAddress,
+    connection: &tokio_postgres::Config,
+    tls: &CentralTls,
+    roles: &[String],
+) -> Result<Reached, String> {
+    let tls = CentralTlsConnector::new(tls).map_err(|error| error.to_string())?;
+    let mut connection = connection.clone();
+    connection.host(address.place()).port(address.port());
+    if matches!(address, HostAddress::Unix { .. }) {
+        connection.ssl_mode(SslMode::Disable);
+    }
+    let look = async {
         let (client, driver) = connection.connect(tls).await?;
         let driven = tokio::spawn(driver);
-        let version = client.query_one("SELECT pg_catalog.current_setting('server_version')", &[]).await;
+        let sql = "SELECT pg_catalog.current_setting('server_version'), pg_catalog.pg_is_in_recovery()";
+        let server = client.query_one(sql, &[]).await;
         let limits = client.query_one(SERVER_LIMITS, &[&roles]).await;
         driven.abort();
-        Ok::<_, tokio_postgres::Error>((version?.try_get::<_, String>(0)?, ServerLimits::of_row(&limits?)?))
+        let server = server?;
+        Ok(Reached {
+            version: server.try_get(0)?,
+            is_standby: server.try_get(1)?,
+            limits: ServerLimits::of_row(&limits?)?,
+        })
     };
-    match tokio::time::timeout(limit, version).await {
-        Ok(Ok((version, limits))) => Ok((format!("{address}:{port}, PostgreSQL {version}"), limits)),
-        Ok(Err(error)) => Err(format!("{address}:{port}: {}", causes(&error))),
-        Err(_) => Err(format!("{address}:{port} did not answer within {limit:?} (server_connect_timeout)")),
-    }
+    look.await.map_err(|error: tokio_postgres::Error| causes(&error))
 }

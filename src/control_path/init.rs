@@ -17,6 +17,7 @@ use crate::{
             seal::{SealError, SecretLocation},
         },
     },
+    data_path::host_address::{ADDRESSES_MAX, DEFAULT_PORT, HostAddress},
 };
 
 /// The database to connect to for CREATE DATABASE.
@@ -228,15 +229,15 @@ async fn register_host(
         (Some(Host::Unix(folder)), _) => folder.display().to_string(),
         (None, address) => address.map(ToString::to_string).unwrap_or_default(),
     };
-    let port = i32::from(connection.get_ports().first().copied().unwrap_or(5432));
+    let port = i32::from(connection.get_ports().first().copied().unwrap_or(DEFAULT_PORT));
     let user = connection.get_user().unwrap_or_default();
     let root_ca = config.central.tls.root_ca.as_ref().map(|path| path.display().to_string());
     let sealed =
         config.central.password.as_ref().map(|password| seal_for_host(keyring, password)).transpose()?;
     let sql = "INSERT INTO pglobby.hosts
             (name, address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password,
-             max_connections)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (name) DO NOTHING";
+             max_connections, more_addresses)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (name) DO NOTHING";
     let inserted = client
         .execute(
             sql,
@@ -250,6 +251,7 @@ async fn register_host(
                 &MAINTENANCE_DATABASE,
                 &sealed,
                 &limits.proposed(),
+                &further_addresses(connection),
             ],
         )
         .await
@@ -257,6 +259,19 @@ async fn register_host(
     let budget = "SELECT max_connections FROM pglobby.hosts WHERE name = $1";
     let budget = client.query_one(budget, &[&DEFAULT_HOST]).await.and_then(|row| row.try_get(0));
     Ok((inserted == 1, budget.map_err(CentralError::from)?))
+}
+
+/// Where a central database of several hosts is besides the first of them.
+fn further_addresses(connection: &tokio_postgres::Config) -> Vec<String> {
+    let ports = connection.get_ports();
+    let port = |at: usize| ports.get(at).or(ports.first()).copied().unwrap_or(DEFAULT_PORT);
+    let hosts = connection.get_hosts().iter().enumerate().take(ADDRESSES_MAX).skip(1);
+    hosts
+        .map(|(at, host)| match host {
+            Host::Tcp(name) => HostAddress::of(name, port(at)).to_string(),
+            Host::Unix(folder) => HostAddress::of(&folder.display().to_string(), port(at)).to_string(),
+        })
+        .collect()
 }
 
 fn seal_for_host(keyring: &Keyring, password: &SecretString) -> Result<Vec<u8>, SealError> {

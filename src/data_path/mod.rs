@@ -3,6 +3,7 @@
 pub mod directory;
 pub mod exchange;
 pub mod functions;
+pub mod host_address;
 pub(crate) mod listener;
 pub(crate) mod lock;
 pub(crate) mod log_limit;

@@ -8,6 +8,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, time::SystemTime};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::host_address::HostAddress;
 use crate::config::{PoolMode, TlsMode};
 
 /// A customer with a database of its own: a row of `pglobby.tenants` with opened credentials.
@@ -100,33 +101,14 @@ pub struct Credential {
 pub struct Host {
     /// `hosts.name`.
     pub name: String,
-    /// The address it listens on.
-    pub address: HostAddress,
+    /// The addresses it listens on: of its primary and its standbys. At least one.
+    pub addresses: Box<[HostAddress]>,
     /// Encryption, with libpq's meaning.
     pub tls_mode: TlsMode,
     /// PEM file of certificate authorities; `None`: the system's.
     pub tls_root_ca: Option<PathBuf>,
     /// Server connections over all tenants at most (the budget); `None`: no limit of ours.
     pub max_connections: Option<u32>,
-}
-
-/// The address that a host listens on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum HostAddress {
-    /// TCP; `name` is a DNS name or an address literal.
-    Tcp {
-        /// DNS name or address literal.
-        name: String,
-        /// TCP port.
-        port: u16,
-    },
-    /// Unix socket: the directory, as libpq has it; the file is `.s.PGSQL.<port>` in it.
-    Unix {
-        /// The folder of the socket.
-        directory: PathBuf,
-        /// Part of the socket's file name.
-        port: u16,
-    },
 }
 
 /// A login: a row of `pglobby.logins` with its grants.
@@ -238,7 +220,7 @@ impl Tenant {
             name: name.to_owned(),
             host: Arc::new(Host {
                 name: "default".to_owned(),
-                address: HostAddress::Tcp { name: "db".to_owned(), port: 5432 },
+                addresses: Box::new([HostAddress::of("db", 5432)]),
                 tls_mode: TlsMode::Prefer,
                 tls_root_ca: None,
                 max_connections: None,

@@ -80,6 +80,17 @@ impl Stream {
         Some((canonical(ours.ok()?), canonical(theirs.ok()?)))
     }
 
+    /// Whether the other end has refused bytes that were sent. Can be asked once.
+    pub fn is_reset(&self) -> bool {
+        let error = match self.socket() {
+            Socket::Tcp(socket) => socket.take_error(),
+            Socket::Unix(socket) => socket.take_error(),
+            _ => Ok(None),
+        };
+        let kind = error.ok().flatten().map(|error| error.kind());
+        matches!(kind, Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe))
+    }
+
     /// Returns when there are bytes to read or the connection has ended. Needs no buffer.
     pub async fn readable(&self) -> io::Result<()> {
         match self.socket() {

@@ -19,6 +19,7 @@ use tokio_postgres::{Client, GenericClient, Row, SimpleQueryMessage, error::SqlS
 
 use super::{
     actor::{Actor, AdminError},
+    host_addresses,
     host_locks::Waiting,
 };
 use crate::{
@@ -26,6 +27,10 @@ use crate::{
     control_path::{
         central::{Central, cluster_cancel, tls::CentralTlsConnector},
         secrets::seal::SecretLocation,
+    },
+    data_path::{
+        host_address::HostAddress,
+        server::{AddressRole, AddressRoles},
     },
 };
 
@@ -47,10 +52,10 @@ const MEMBERSHIP_OPTIONS_SINCE: i32 = 160_000;
 pub struct HostAdmin {
     /// `hosts.name`.
     pub name: String,
-    /// DNS name, address, or the folder of a Unix socket.
-    pub address: String,
-    /// TCP port, or the part of the socket's name.
-    pub port: u16,
+    /// Of its primary and its standbys. At least one.
+    pub addresses: Vec<HostAddress>,
+    /// Which of them is the primary, as far as this command has found out.
+    roles: Arc<AddressRoles>,
     /// libpq's meaning.
     pub tls_mode: TlsMode,
     /// PEM file of authorities; `None`: the system's.
@@ -108,19 +113,22 @@ impl HostAdmin {
     /// No such host, the central database, or a password that does not open.
     pub async fn load(actor: &Actor, client: &impl GenericClient, name: &str) -> Result<Self, AdminError> {
         let sql =
-            "SELECT address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
-                   FROM pglobby.hosts WHERE name = $1";
+            "SELECT address, port, ARRAY(SELECT
+                     pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(h) -> 'more_addresses')) AS more_addresses,
+                   tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
+             FROM pglobby.hosts h WHERE name = $1";
         let row = client.query_opt(sql, &[&name]).await?;
         let Some(row) = row else {
             return Err(actor.not_found(client, "host", name, "SELECT name FROM pglobby.hosts").await);
         };
+        let addresses = host_addresses::of_row(&row).map_err(AdminError::Invalid)?;
         let place = SecretLocation { table: "hosts", row: name, column: "sealed_admin_password" };
         let sealed: Option<Vec<u8>> = row.get("sealed_admin_password");
         let password = sealed.map(|blob| actor.keyring.open(&place, &blob)).transpose()?;
         Ok(Self {
             name: name.to_owned(),
-            address: row.get("address"),
-            port: u16::try_from(row.get::<_, i32>("port")).unwrap_or_default(),
+            roles: Arc::new(AddressRoles::new(name, &addresses)),
+            addresses,
             tls_mode: row.get::<_, &str>("tls_mode").parse().map_err(AdminError::Invalid)?,
             tls_root_ca: row.get::<_, Option<String>>("tls_root_ca").map(PathBuf::from),
             user: row.get("admin_user"),
@@ -155,6 +163,7 @@ impl HostAdmin {
         connected
     }
 
+    /// Connects to the host's primary. A standby that refuses the role or the database may only lag behind.
     async fn connect_once(
         &self,
         user: &str,
@@ -162,30 +171,63 @@ impl HostAdmin {
         database: &str,
         options: &str,
     ) -> Result<HostSession, AdminError> {
+        if let [only] = &*self.addresses {
+            return self.connect_at(only, CONNECT_TIMEOUT, (user, password, database, options)).await;
+        }
+        let within = CONNECT_TIMEOUT / u32::try_from(self.addresses.len()).unwrap_or(1);
+        let mut failure = None;
+        for (number, role) in self.roles.order() {
+            let Some(address) = self.addresses.get(number) else { continue };
+            match self.connect_at(address, within, (user, password, database, options)).await {
+                Ok(session) => match session.is_standby().await {
+                    Ok(true) => drop(self.roles.found(number, AddressRole::Standby)),
+                    Ok(false) => {
+                        self.roles.found(number, AddressRole::Primary);
+                        return Ok(session);
+                    }
+                    Err(error) => failure = Some(error),
+                },
+                Err(error) if role != AddressRole::Standby && is_refusal(&error) => return Err(error),
+                Err(error) => {
+                    self.roles.found(number, AddressRole::Silent);
+                    failure = Some(error);
+                }
+            }
+        }
+        let why = failure.map_or_else(|| "all are standbys".to_owned(), |error| error.to_string());
+        Err(AdminError::Refused(format!("host {:?}: none of its addresses accepts writes: {why}", self.name)))
+    }
+
+    async fn connect_at(
+        &self,
+        address: &HostAddress,
+        within: Duration,
+        (user, password, database, options): (&str, Option<&SecretString>, &str, &str),
+    ) -> Result<HostSession, AdminError> {
         let tls = CentralTls { mode: self.tls_mode, root_ca: self.tls_root_ca.clone() };
         let tls = CentralTlsConnector::new(&tls).map_err(|error| {
             AdminError::Invalid(format!("host {:?}: {error}; see `pglobby host set`", self.name))
         })?;
         let mut config = tokio_postgres::Config::new();
         config
-            .host(&self.address)
-            .port(self.port)
+            .host(address.place())
+            .port(address.port())
             .user(user)
             .dbname(database)
             .options(options)
             .application_name("pglobby")
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(within)
             .keepalives_idle(Duration::from_secs(30))
             .ssl_mode(self.tls_mode.for_tokio_postgres());
         if let Some(password) = password {
             config.password(password.expose_secret());
         }
-        let place = format!("{}:{}, database {database:?}, role {user:?}", self.address, self.port);
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(tls)).await;
+        let place = format!("{address}, database {database:?}, role {user:?}");
+        let connected = tokio::time::timeout(within, config.connect(tls)).await;
         let (client, driver) = connected
             .map_err(|_| {
                 AdminError::Refused(format!(
-                    "host {:?} ({place}) did not answer within {CONNECT_TIMEOUT:?}; see `pglobby host list`",
+                    "host {:?} ({place}) did not answer within {within:?}; see `pglobby host list`",
                     self.name
                 ))
             })?
@@ -197,6 +239,16 @@ impl HostAdmin {
 }
 
 impl HostAdmin {
+    /// The host for a program of libpq: names and ports, separated by commas, and whether it must find the primary
+    /// among them (`target_session_attrs=read-write`).
+    pub fn for_libpq(&self) -> (String, String, bool) {
+        let joined = |part: &dyn Fn(&HostAddress) -> String| {
+            self.addresses.iter().map(part).collect::<Vec<_>>().join(",")
+        };
+        let (names, ports) = (joined(&HostAddress::place), joined(&|address| address.port().to_string()));
+        (names, ports, self.addresses.len() > 1)
+    }
+
     /// Logs in as `role` like a pool does, and checks that the server reports this role and this database.
     ///
     /// # Errors
@@ -217,6 +269,12 @@ impl HostAdmin {
         }
         Ok(session)
     }
+}
+
+/// Whether the server has refused the role, the database or the connection, and does not only start or shut down.
+fn is_refusal(error: &AdminError) -> bool {
+    let AdminError::Connect { cause, .. } = error else { return false };
+    cause.code().is_some_and(|code| !code.code().starts_with("57P"))
 }
 
 /// Whether the host has no connection left. A CONNECTION LIMIT of a role or a database has the same
@@ -276,6 +334,12 @@ impl HostSession {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<String>, AdminError> {
         Ok(self.query(doing, sql, parameters).await?.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Whether the server is in recovery.
+    async fn is_standby(&self) -> Result<bool, AdminError> {
+        let rows = self.query("asking for its role", "SELECT pg_catalog.pg_is_in_recovery()", &[]).await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
     /// The privileges of the administrator.

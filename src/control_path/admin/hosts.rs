@@ -8,7 +8,7 @@ use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 use super::{
     actor::{Actor, AdminError, nearest},
     fields::{described, from_row},
-    host_budget,
+    host_addresses, host_budget,
     host_connection::HostAdmin,
     tenants::SERVERS_MAX,
 };
@@ -18,6 +18,7 @@ use crate::{
         onboarding::names::{NAME_BYTES_MAX, check_identifier, ident},
         secrets::seal::SecretLocation,
     },
+    data_path::host_address::{HostAddress, written},
 };
 
 described! {
@@ -30,6 +31,8 @@ described! {
         pub address: String,
         /// TCP port, or the part of the socket's name.
         pub port: i32,
+        /// Further addresses, of its standbys, as `name:port`.
+        pub more_addresses: Vec<String>,
         /// libpq's `sslmode`.
         pub tls_mode: String,
         /// PEM file of authorities on every node.
@@ -54,9 +57,10 @@ described! {
 pub struct NewHost {
     /// `hosts.name`.
     pub name: String,
-    /// DNS name, address, or the folder of a Unix socket.
+    /// One or several addresses, as libpq writes them: `pg1,pg2:5433`. Each is a DNS name, an address, or the
+    /// folder of a Unix socket.
     pub address: String,
-    /// 5432.
+    /// Of the addresses that name no port; 5432.
     pub port: u16,
     /// libpq's `sslmode`.
     pub tls_mode: String,
@@ -98,8 +102,6 @@ described! {
     }
 }
 
-/// Longest DNS name; the path of a Unix socket is shorter.
-const ADDRESS_BYTES_MAX: usize = 255;
 /// Linux's PATH_MAX.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -107,7 +109,9 @@ const PATH_BYTES_MAX: usize = 4096;
 const SETTINGS: &str =
     "address port tls_mode tls_root_ca admin_user admin_database max_connections accepts_tenants";
 
-const SUMMARY: &str = "SELECT name, address, port, tls_mode, tls_root_ca, admin_user, admin_database,
+const SUMMARY: &str = "SELECT name, address, port,
+    ARRAY(SELECT pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(h) -> 'more_addresses')) AS more_addresses,
+    tls_mode, tls_root_ca, admin_user, admin_database,
     sealed_admin_password IS NOT NULL AS has_password, max_connections, accepts_tenants,
     (SELECT count(*) FROM pglobby.tenants t WHERE t.host = h.name AND t.status <> 'dropped') AS tenants
     FROM pglobby.hosts h";
@@ -121,7 +125,7 @@ pub async fn list(actor: &Actor) -> Result<Vec<HostSummary>, AdminError> {
 
 fn summary(row: &Row) -> HostSummary {
     from_row!(row => HostSummary {
-        name, address, port, tls_mode, tls_root_ca, admin_user, admin_database, has_password,
+        name, address, port, more_addresses, tls_mode, tls_root_ca, admin_user, admin_database, has_password,
         max_connections, accepts_tenants, tenants
     })
 }
@@ -132,11 +136,10 @@ fn summary(row: &Row) -> HostSummary {
 /// It is there already, cannot be reached, or the rights are missing; then nothing is registered.
 pub async fn add(actor: &Actor, host: &NewHost) -> Result<HostReport, AdminError> {
     check_identifier("host", &host.name)?;
-    let (port, limit) = (host.port.to_string(), host.max_connections.map(|limit| limit.to_string()));
+    let limit = host.max_connections.map(|limit| limit.to_string());
+    let addresses = host_addresses::parse(&host.address, host.port)?;
     for (key, value) in [
-        ("address", Some(host.address.as_str())),
-        ("port", Some(&port)),
-        ("tls_mode", Some(&host.tls_mode)),
+        ("tls_mode", Some(host.tls_mode.as_str())),
         ("tls_root_ca", host.tls_root_ca.as_deref()),
         ("admin_user", Some(&host.admin_user)),
         ("admin_database", Some(&host.admin_database)),
@@ -146,17 +149,15 @@ pub async fn add(actor: &Actor, host: &NewHost) -> Result<HostReport, AdminError
     }
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
-    let port = i32::from(host.port);
     let max_connections = host.max_connections.and_then(|limit| i32::try_from(limit).ok());
     let inserted = transaction
         .execute(
-            "INSERT INTO pglobby.hosts (name, address, port, tls_mode, tls_root_ca, admin_user, admin_database,
+            "INSERT INTO pglobby.hosts (name, address, tls_mode, tls_root_ca, admin_user, admin_database,
                                         max_connections, accepts_tenants)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
             &[
                 &host.name,
-                &host.address,
-                &port,
+                &addresses.first().map(HostAddress::place),
                 &host.tls_mode,
                 &host.tls_root_ca,
                 &host.admin_user,
@@ -175,10 +176,11 @@ pub async fn add(actor: &Actor, host: &NewHost) -> Result<HostReport, AdminError
         }
         inserted => inserted?,
     };
+    host_addresses::store(&transaction, &host.name, &addresses).await?;
     seal_password(actor, &transaction, &host.name, host.admin_password.as_ref()).await?;
     let report = look_at(actor, &transaction, &host.name, true).await?;
     let detail = json!({
-        "host": host.name, "address": host.address, "admin_user": host.admin_user,
+        "host": host.name, "address": written(&addresses), "admin_user": host.admin_user,
         "max_connections": report.max_connections,
     });
     actor.commit(transaction, "host.add", None, &detail).await?;
@@ -197,11 +199,25 @@ pub async fn set(
 ) -> Result<HostReport, AdminError> {
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
+    let of_key =
+        |wanted: &str| settings.iter().rfind(|(key, _)| key == wanted).map(|(_, value)| value.trim());
     for (key, value) in settings {
         let Some(column) = SETTINGS.split_whitespace().find(|setting| setting == key) else {
             return Err(unknown_setting(key, &SETTINGS.split_whitespace().collect::<Vec<_>>()));
         };
         let value = Some(value.trim()).filter(|value| !value.is_empty());
+        if column == "address" {
+            let port = match of_key("port") {
+                Some(port) => host_addresses::parse_port(port)?,
+                None => host_addresses::port_of(&transaction, name).await?,
+            };
+            let addresses = host_addresses::parse(value.unwrap_or_default(), port)?;
+            host_addresses::store(&transaction, name, &addresses).await?;
+            continue;
+        }
+        if column == "port" && of_key("address").is_some() {
+            continue; // it is that of the addresses
+        }
         let value = checked(column, value)?;
         // `column` is one of SETTINGS.
         let sql = format!("UPDATE pglobby.hosts SET {column} = $2 WHERE name = $1");
@@ -230,16 +246,12 @@ fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send
         _ => Err(wrong(&format!("a text of 1 to {bytes_max} bytes without control characters"))),
     };
     Ok(match key {
-        "address" => Box::new(text(ADDRESS_BYTES_MAX)?),
         "admin_user" | "admin_database" => Box::new(text(NAME_BYTES_MAX)?),
         "tls_mode" => {
             let known = value.filter(|word| word.parse::<TlsMode>().is_ok());
             Box::new(known.ok_or_else(|| wrong(&format!("one of {}", TlsMode::WORDS.join(", "))))?.to_owned())
         }
-        "port" => {
-            let port = value.and_then(|text| text.parse::<u16>().ok()).filter(|port| *port > 0);
-            Box::new(i32::from(port.ok_or_else(|| wrong("a number from 1 to 65535"))?))
-        }
+        "port" => Box::new(i32::from(host_addresses::parse_port(value.unwrap_or_default())?)),
         "accepts_tenants" => match value {
             Some("true" | "yes" | "on" | "1") => Box::new(true),
             Some("false" | "no" | "off" | "0") => Box::new(false),
@@ -323,11 +335,10 @@ async fn look_at(
     let rights = session.rights().await?;
     if let Some(missing) = rights.missing() {
         return Err(AdminError::Refused(format!(
-            "role {:?} on {}:{} lacks {missing}, which making tenants needs; run there: ALTER ROLE {} CREATEDB \
+            "role {:?} on {} lacks {missing}, which making tenants needs; run there: ALTER ROLE {} CREATEDB \
              CREATEROLE",
             admin.user,
-            admin.address,
-            admin.port,
+            written(&admin.addresses),
             ident(&admin.user)
         )));
     }

@@ -5,6 +5,7 @@ pub mod api_keys;
 pub mod audit;
 pub mod commands;
 pub mod fields;
+pub mod host_addresses;
 pub mod host_budget;
 pub mod host_connection;
 pub mod host_locks;

@@ -246,9 +246,13 @@ pub(super) fn client_program(
             command.env_remove(variable);
         }
     }
+    let (names, ports, finds_primary) = host.for_libpq();
+    if finds_primary {
+        command.env("PGTARGETSESSIONATTRS", "read-write");
+    }
     command
-        .env("PGHOST", &host.address)
-        .env("PGPORT", host.port.to_string())
+        .env("PGHOST", names)
+        .env("PGPORT", ports)
         .env("PGUSER", user)
         .env("PGDATABASE", database)
         .env("PGAPPNAME", "pglobby")

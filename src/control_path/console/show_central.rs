@@ -155,12 +155,19 @@ pub async fn logins(actor: &Actor) -> Result<Table, ConsoleError> {
 
 /// SHOW HOSTS.
 pub async fn hosts(actor: &Actor, pools: &TenantPools) -> Result<Table, ConsoleError> {
-    const COLUMNS: &str = "name address port tls_mode admin_user accepts_tenants tenants max_connections";
+    const COLUMNS: &str =
+        "name address port tls_mode admin_user accepts_tenants tenants max_connections more_addresses";
     let hosts = hosts::list(actor).await?;
     let mut table = Table::of(COLUMNS, &hosts);
+    let more_addresses = table.columns.pop();
     table.columns.push(("current_connections", Kind::Int));
+    table.columns.extend(more_addresses);
+    table.columns.push(("primary", Kind::Text));
     for (host, row) in hosts.iter().zip(&mut table.rows) {
+        let more_addresses = row.pop();
         row.push(pools.live_on(&host.name).into());
+        row.extend(more_addresses);
+        row.push(pools.primary_of(&host.name).map(|address| address.to_string()).into());
     }
     Ok(table)
 }

@@ -11,16 +11,18 @@ use tokio_postgres::{Row, types::FromSql};
 
 use crate::{
     control_path::{
-        admin::tenants::{CLIENTS_MAX, SERVERS_MAX, WEIGHT_MAX},
+        admin::{
+            host_addresses,
+            tenants::{CLIENTS_MAX, SERVERS_MAX, WEIGHT_MAX},
+        },
         central::causes,
         secrets::{keyring_reload::ReloadableKeyring, seal::SecretLocation},
     },
-    data_path::tenant::{
-        Access, Credential, Grant, Host, HostAddress, Login, LoginKind, Tenant, TenantStatus,
-    },
+    data_path::tenant::{Access, Credential, Grant, Host, Login, LoginKind, Tenant, TenantStatus},
 };
 
-/// A macro, because `concat!` takes literals only. The schema of the version before has no column `weight`.
+/// A macro, because `concat!` takes literals only. The schema of the version before has no columns `weight` and
+/// `more_addresses`.
 macro_rules! tenant_query {
     ($ending:literal) => {
         concat!(
@@ -29,7 +31,9 @@ macro_rules! tenant_query {
                 (pg_catalog.to_jsonb(t) ->> 'weight')::integer AS weight,
                 (pg_catalog.date_part('epoch', t.statement_timeout) * 1000)::bigint AS statement_timeout_ms,
                 t.allow_from::text[] AS allow_from, t.grants_pending, t.generation,
-                h.name AS host, h.address, h.port, h.tls_mode, h.tls_root_ca, h.max_connections
+                h.name AS host, h.address, h.port, ARRAY(SELECT
+                    pg_catalog.jsonb_array_elements_text(pg_catalog.to_jsonb(h) -> 'more_addresses')) AS more_addresses,
+                h.tls_mode, h.tls_root_ca, h.max_connections
             FROM pglobby.tenants t JOIN pglobby.hosts h ON h.name = t.host ",
             $ending
         )
@@ -126,14 +130,9 @@ fn tenant_status(text: &str) -> Result<TenantStatus, String> {
 }
 
 fn host(row: &Row) -> Result<Host, String> {
-    let address: String = get(row, "address")?;
-    let port = u16::try_from(get::<i32>(row, "port")?).map_err(|_| "a port beyond 65535")?;
     Ok(Host {
         name: get(row, "host")?,
-        address: match address.starts_with('/') {
-            true => HostAddress::Unix { directory: address.into(), port },
-            false => HostAddress::Tcp { name: address, port },
-        },
+        addresses: host_addresses::of_row(row)?.into(),
         tls_mode: get::<&str>(row, "tls_mode")?.parse()?,
         tls_root_ca: get::<Option<String>>(row, "tls_root_ca")?.map(Into::into),
         max_connections: count(row, "max_connections", SERVERS_MAX)?,

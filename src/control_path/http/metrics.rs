@@ -269,7 +269,13 @@ impl Collector {
         let open = hosts.iter().map(|(host, _, usage)| (labels(host), usage.open as u64));
         gauges(encoder, "host_servers", "Servers of this node on a host", open)?;
         let wanted = hosts.iter().map(|(host, _, usage)| (labels(host), usage.wanted as u64));
-        gauges(encoder, "host_wanted", "Servers that this node's sessions could use on a host", wanted)
+        gauges(encoder, "host_wanted", "Servers that this node's sessions could use on a host", wanted)?;
+        let used = self.proxy.pools.hosts();
+        let changes = used.iter().map(|(host, of)| (labels(&escaped(host)), of.roles.changes()));
+        let help = "Times that this node has found another address of a host to be its primary";
+        counters(encoder, "host_primary_changes", help, changes)?;
+        let holding = used.iter().map(|(host, of)| (labels(&escaped(host)), u64::from(of.is_holding())));
+        gauges(encoder, "host_away", "Whether clients are held because no server of a host is there", holding)
     }
 }
 

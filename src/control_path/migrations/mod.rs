@@ -51,6 +51,7 @@ pub const ALL: &[Migration] = steps! {
     4 "given_roles" "0004_given_roles.sql" works_from 4;
     5 "fleet" "0005_fleet.sql" works_from 4;
     6 "fleet_commands" "0006_fleet_commands.sql" works_from 4;
+    7 "host_addresses" "0007_host_addresses.sql" works_from 4;
 };
 
 /// The oldest schema that this binary works with: the one of the release before.

@@ -221,10 +221,12 @@ impl<'a> Following<'a> {
     fn conninfo(&self, password: &SecretString) -> String {
         let quote = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
         let admin = &self.source.admin;
+        let (names, ports, finds_primary) = admin.for_libpq();
+        let attributes = if finds_primary { " target_session_attrs=read-write" } else { "" };
         format!(
-            "host={} port={} dbname={} user={} password={} sslmode={} connect_timeout=10 application_name={}",
-            quote(&admin.address),
-            admin.port,
+            "host={} port={} dbname={} user={} password={} sslmode={} connect_timeout=10 application_name={}{attributes}",
+            quote(&names),
+            quote(&ports),
             quote(&self.source.database),
             quote(&self.name),
             quote(password.expose_secret()),

@@ -34,6 +34,7 @@ mod tenant_choice;
 #[cfg(test)]
 mod torn_connection_tests;
 mod unnamed_statement;
+pub mod unread_request;
 mod unstored_text;
 mod visible_statements;
 mod without_server;

@@ -4,6 +4,8 @@
 //! A pool has one for failures of the tenant's own (database dropped, role locked out, CONNECTION LIMIT). A
 //! host has one for failures that all of its pools share (`connect_turns.rs`).
 //!
+//! While the host is only away for a while ([`FailedAttempt::holds`]), sessions go on waiting.
+//!
 //! Pure: the time and the jitter are arguments.
 
 use std::time::Duration;
@@ -33,9 +35,26 @@ pub struct ConnectBackoff {
     last: Option<Failure>,
 }
 
+/// Why an attempt failed, for the sessions that wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedAttempt {
+    /// What they read, now or when they have waited for too long.
+    pub reason: ClientError,
+    /// They go on waiting: the host restarts or fails over, and `hold_during_outage` is on.
+    pub holds: bool,
+}
+
+impl FailedAttempt {
+    /// Ends all waits.
+    pub fn told_at_once(reason: ClientError) -> Self {
+        Self { reason, holds: false }
+    }
+}
+
 #[derive(Debug)]
 struct Failure {
     reason: ClientError,
+    holds: bool,
     at: Instant,
     /// When the next attempt may begin.
     next_at: Instant,
@@ -90,7 +109,8 @@ impl ConnectBackoff {
     /// An attempt failed. Attempts that began before another's failure do not count again. `jitter`, from 0
     /// to 1, spreads the pause. Returns whether to log a warning: for the first failure, another error, or
     /// the same after [`LOGGED_AGAIN`].
-    pub fn failed(&mut self, attempt: Attempt, reason: &ClientError, now: Instant, jitter: f64) -> bool {
+    pub fn failed(&mut self, attempt: Attempt, failed: &FailedAttempt, now: Instant, jitter: f64) -> bool {
+        let FailedAttempt { reason, holds } = failed;
         self.allowed = 1;
         let known = self.last.take();
         let is_old = attempt.failures_before < self.failures;
@@ -109,13 +129,18 @@ impl ConnectBackoff {
             })
             .map(|known| known.logged_at);
         let logged_at = quiet_since.unwrap_or(now);
-        self.last = Some(Failure { reason: reason.clone(), at: now, next_at, logged_at });
+        self.last = Some(Failure { reason: reason.clone(), holds: *holds, at: now, next_at, logged_at });
         quiet_since.is_none()
     }
 
-    /// Why the last attempt failed, if none has succeeded after it.
-    pub fn reason(&self) -> Option<&ClientError> {
-        self.last.as_ref().map(|last| &last.reason)
+    /// Why the last attempt failed, if none has succeeded after it and sessions need not wait for the next one.
+    pub fn reason_unless_held(&self) -> Option<&ClientError> {
+        self.last.as_ref().filter(|last| !last.holds).map(|last| &last.reason)
+    }
+
+    /// Whether sessions wait for a host that is away.
+    pub fn holds(&self) -> bool {
+        self.last.as_ref().is_some_and(|last| last.holds)
     }
 
     /// Why the last attempt after `since` failed, if none has succeeded after it.
@@ -123,9 +148,9 @@ impl ConnectBackoff {
         self.last.as_ref().filter(|last| last.at >= since).map(|last| last.reason.clone())
     }
 
-    /// The error for sessions where the next attempt is too far away to wait for it.
+    /// The error for sessions where the next attempt is too far away to wait for it; none while they are held.
     pub fn error_at_once(&self, now: Instant) -> Option<ClientError> {
-        let far = |last: &&Failure| last.next_at.saturating_duration_since(now) > ERROR_WITHIN;
+        let far = |last: &&Failure| !last.holds && last.next_at.saturating_duration_since(now) > ERROR_WITHIN;
         self.last.as_ref().filter(far).map(|last| last.reason.clone())
     }
 }
@@ -140,20 +165,24 @@ mod tests {
         ClientError::ServerUnreachable { sqlstate: None, reason: words.to_owned() }
     }
 
+    fn failed(words: &str) -> FailedAttempt {
+        FailedAttempt::told_at_once(reason(words))
+    }
+
     #[test]
     fn after_a_failure_one_is_opened_at_a_time_and_each_success_doubles_it() {
         let (mut backoff, now) = (ConnectBackoff::new(16, Duration::from_secs(1)), Instant::now());
         assert_eq!(backoff.at_a_time(now), 16);
         let attempts = [backoff.begin(), backoff.begin()];
-        backoff.failed(attempts[0], &reason("gone"), now, 1.0);
+        backoff.failed(attempts[0], &failed("gone"), now, 1.0);
         // It began before the other failed: it does not double the pause.
-        backoff.failed(attempts[1], &reason("gone"), now, 1.0);
+        backoff.failed(attempts[1], &failed("gone"), now, 1.0);
         assert_eq!((backoff.at_a_time(now), backoff.pause(now)), (0, FIRST_PAUSE));
         let mut now = now + FIRST_PAUSE;
         for pause_ms in [50, 100, 200, 400, 800, 1000, 1000] {
             assert_eq!(backoff.at_a_time(now), 1);
             let attempt = backoff.begin();
-            backoff.failed(attempt, &reason("gone"), now, 1.0);
+            backoff.failed(attempt, &failed("gone"), now, 1.0);
             assert_eq!(backoff.pause(now), Duration::from_millis(pause_ms));
             now += backoff.pause(now);
         }
@@ -171,7 +200,7 @@ mod tests {
             let mut backoff = ConnectBackoff::new(16, Duration::from_secs(longest_s));
             for _ in 0..20 {
                 let attempt = backoff.begin();
-                backoff.failed(attempt, &reason("gone"), now, 0.5);
+                backoff.failed(attempt, &failed("gone"), now, 0.5);
             }
             assert_eq!(backoff.error_at_once(now).is_some(), told);
             assert_eq!(backoff.error_at_once(now + Duration::from_secs(59)), None);
@@ -179,15 +208,33 @@ mod tests {
     }
 
     #[test]
+    fn sessions_that_are_held_get_the_error_only_when_they_have_waited_for_too_long() {
+        let (mut backoff, now) = (ConnectBackoff::new(16, Duration::from_secs(60)), Instant::now());
+        for _ in 0..20 {
+            let attempt = backoff.begin();
+            let away = FailedAttempt { reason: reason("away"), holds: true };
+            backoff.failed(attempt, &away, now, 0.5);
+        }
+        assert!(backoff.holds() && backoff.error_at_once(now).is_none());
+        assert_eq!((backoff.reason_unless_held(), backoff.reason_since(now)), (None, Some(reason("away"))));
+        // Back, and the password is another one: that is told at once.
+        let attempt = backoff.begin();
+        backoff.failed(attempt, &failed("refused"), now, 0.5);
+        assert!(!backoff.holds() && backoff.error_at_once(now) == Some(reason("refused")));
+        backoff.succeeded();
+        assert!(!backoff.holds());
+    }
+
+    #[test]
     fn an_error_is_logged_when_it_is_new_and_again_after_a_while() {
         let (mut backoff, now) = (ConnectBackoff::new(16, Duration::from_secs(1)), Instant::now());
-        let mut failed = |words: &str, at| {
+        let mut fails = |words: &str, at| {
             let attempt = backoff.begin();
-            backoff.failed(attempt, &reason(words), at, 0.0)
+            backoff.failed(attempt, &failed(words), at, 0.0)
         };
-        assert!(failed("gone", now) && !failed("gone", now));
-        assert!(failed("refused", now) && !failed("refused", now + LOGGED_AGAIN / 2));
-        assert!(failed("refused", now + LOGGED_AGAIN) && !failed("refused", now + LOGGED_AGAIN));
+        assert!(fails("gone", now) && !fails("gone", now));
+        assert!(fails("refused", now) && !fails("refused", now + LOGGED_AGAIN / 2));
+        assert!(fails("refused", now + LOGGED_AGAIN) && !fails("refused", now + LOGGED_AGAIN));
         assert_eq!(backoff.reason_since(now), Some(reason("refused")));
         assert_eq!(backoff.reason_since(now + LOGGED_AGAIN * 2), None);
     }
@@ -204,7 +251,7 @@ mod tests {
                     backoff.succeeded();
                     prop_assert!(backoff.at_a_time(now) >= 2);
                 } else {
-                    backoff.failed(attempts[0], &reason("gone"), now, jitter);
+                    backoff.failed(attempts[0], &failed("gone"), now, jitter);
                     prop_assert!(backoff.pause(now) <= longest && backoff.pause(now) >= FIRST_PAUSE / 2);
                     prop_assert_eq!(backoff.at_a_time(now + longest), 1);
                 }

@@ -10,7 +10,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use super::connect_backoff::{Attempt, ConnectBackoff, ERROR_WITHIN};
+use super::connect_backoff::{Attempt, ConnectBackoff, ERROR_WITHIN, FailedAttempt};
 use crate::error::ClientError;
 
 /// A tenant's attempts for each one that is left free.
@@ -42,7 +42,7 @@ pub enum Outcome<'a> {
     /// A server was opened, or the attempt failed for a reason of the tenant's own.
     Answered,
     /// The host failed.
-    Failed(&'a ClientError),
+    Failed(&'a FailedAttempt),
     /// The attempt was abandoned.
     Unknown,
 }
@@ -134,7 +134,7 @@ impl<W> ConnectTurns<W> {
                 self.backoff.succeeded();
                 false
             }
-            Outcome::Failed(reason) => self.backoff.failed(attempt.attempt, reason, now, jitter),
+            Outcome::Failed(failed) => self.backoff.failed(attempt.attempt, failed, now, jitter),
             Outcome::Unknown => false,
         }
     }
@@ -146,13 +146,13 @@ impl<W> ConnectTurns<W> {
         taken.into_iter().map(|(_, waiter)| waiter).collect()
     }
 
-    /// The error for sessions that have waited for [`ERROR_WITHIN`]: the host fails, and the attempt under
-    /// way has had no answer for as long.
+    /// The error for sessions that have waited for [`ERROR_WITHIN`] and are not held: the host fails, and the
+    /// attempt under way has had no answer for as long.
     pub fn silent(&self, now: Instant) -> Option<&ClientError> {
         let silent = |attempt: &Running| {
             !attempt.answered && now.saturating_duration_since(attempt.began) > ERROR_WITHIN
         };
-        self.backoff.reason().filter(|_| self.running.iter().any(silent))
+        self.backoff.reason_unless_held().filter(|_| self.running.iter().any(silent))
     }
 }
 
@@ -166,6 +166,10 @@ mod tests {
 
     fn gone() -> ClientError {
         ClientError::ServerUnreachable { sqlstate: None, reason: "gone".to_owned() }
+    }
+
+    fn failed() -> FailedAttempt {
+        FailedAttempt::told_at_once(gone())
     }
 
     fn turns(waiting: &[i64]) -> ConnectTurns<i64> {
@@ -198,14 +202,14 @@ mod tests {
         let begun = all_that_may(&mut turns, now);
         assert_eq!(begun.len(), 16);
         for (number, tenant) in begun {
-            turns.ended(number, Outcome::Failed(&gone()), now, 1.0);
+            turns.ended(number, Outcome::Failed(&failed()), now, 1.0);
             turns.join(tenant, tenant);
         }
         let mut attempts = 0;
         for _ in 0..40 {
             now += Duration::from_millis(100);
             for (number, tenant) in all_that_may(&mut turns, now) {
-                turns.ended(number, Outcome::Failed(&gone()), now, 1.0);
+                turns.ended(number, Outcome::Failed(&failed()), now, 1.0);
                 turns.join(tenant, tenant);
                 attempts += 1;
             }
@@ -232,7 +236,7 @@ mod tests {
         let first = all_that_may(&mut turns, now);
         assert_eq!(turns.silent(now + ERROR_WITHIN * 3), None, "no failure is known yet");
         for (number, _) in first {
-            turns.ended(number, Outcome::Failed(&gone()), now, 0.0);
+            turns.ended(number, Outcome::Failed(&failed()), now, 0.0);
         }
         turns.join(4, 4);
         let now = now + LONGEST;
@@ -243,7 +247,7 @@ mod tests {
         assert!(turns.answered(number) && turns.is_answered(number));
         assert_eq!(turns.silent(now + ERROR_WITHIN * 2), None);
         // A later failure of the host doubles the pause as before.
-        turns.ended(number, Outcome::Failed(&gone()), now, 1.0);
+        turns.ended(number, Outcome::Failed(&failed()), now, 1.0);
         assert_eq!(turns.backoff().pause(now), Duration::from_millis(50));
     }
 
@@ -278,6 +282,7 @@ mod tests {
         fn turns_are_bounded_and_nobody_is_left_behind(steps in prop::collection::vec(steps(), 1..300)) {
             let (mut turns, mut now) = (turns(&[]), Instant::now());
             let (mut begun, mut order) = (Vec::<(u64, i64)>::new(), Vec::new());
+            let lost = FailedAttempt::told_at_once(ClientError::ServerLost);
             for step in steps {
                 match step {
                     Step::Join(tenant) => {
@@ -310,7 +315,7 @@ mod tests {
                         let (number, _) = begun.swap_remove(which % begun.len());
                         let how = match step {
                             Step::Open(_) => Outcome::Answered,
-                            Step::Fail(_) => Outcome::Failed(&ClientError::ServerLost),
+                            Step::Fail(_) => Outcome::Failed(&lost),
                             _ => Outcome::Unknown,
                         };
                         turns.ended(number, how, now, 0.5);

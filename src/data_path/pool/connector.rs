@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Pool,
-    connect_backoff::{Attempt, ConnectBackoff},
+    connect_backoff::{Attempt, ConnectBackoff, FailedAttempt},
     host_budget::HostBudget,
     host_connecting::{HostConnecting, Turn},
     stats::PoolStats,
@@ -55,6 +55,10 @@ pub(super) struct Connector {
     pub backoff: Mutex<ConnectBackoff>,
     /// The pool waits for a turn on the host.
     pub awaits_turn: AtomicBool,
+    /// `hold_during_outage`.
+    pub holds: bool,
+    /// The last server was lost while it was opened, behind the authentication.
+    pub lost_at_start: AtomicBool,
 }
 
 impl Connector {
@@ -119,6 +123,12 @@ impl Connector {
         if self.live() <= self.opening() { self.host.silent(now) } else { None }
     }
 
+    /// Whether sessions wait for a host that is away.
+    pub fn is_holding(&self) -> bool {
+        let own = locked(&self.backoff).holds();
+        own || self.host.is_holding()
+    }
+
     pub fn begin(&self) -> Attempt {
         locked(&self.backoff).begin()
     }
@@ -135,22 +145,34 @@ impl Connector {
     }
 
     /// An attempt failed: logs and counts it, and begins a pause, for the host where the host failed, else
-    /// for this tenant. Returns the error for clients.
-    pub fn failed(&self, turn: Turn, attempt: Attempt, error: &DialError) -> ClientError {
-        let client_error = error.client_error();
-        let is_news = if error.is_of_host(turn.is_answered()) && !self.is_full_of_ours(error) {
-            turn.failed(&client_error)
+    /// for this tenant. Returns what sessions that wait are told.
+    pub fn failed(&self, turn: Turn, attempt: Attempt, error: &DialError) -> FailedAttempt {
+        let of_host = error.is_of_host(turn.is_answered()) && !self.is_full_of_ours(error);
+        let holds = match error.is_outage() {
+            true if of_host => self.holds,
+            true => self.holds_after_loss(),
+            false => false,
+        };
+        let failed = FailedAttempt { reason: error.client_error(), holds };
+        let is_news = if of_host {
+            turn.failed(&failed)
         } else {
             turn.succeeded();
-            self.failed_for_tenant(attempt, &client_error)
+            self.failed_for_tenant(attempt, &failed)
         };
         self.count_failure(error, is_news);
-        client_error
+        failed
+    }
+
+    /// A server was lost behind its authentication: the host goes down, or something of the tenant's makes its
+    /// sessions end. Returns whether sessions go on waiting: the next attempt tells which of the two it is.
+    pub fn holds_after_loss(&self) -> bool {
+        !self.lost_at_start.swap(true, Ordering::Relaxed) && self.holds
     }
 
     /// An attempt failed for a reason that concerns no other tenant. Returns whether to log a warning.
-    pub fn failed_for_tenant(&self, attempt: Attempt, reason: &ClientError) -> bool {
-        locked(&self.backoff).failed(attempt, reason, Instant::now(), rand::random())
+    pub fn failed_for_tenant(&self, attempt: Attempt, failed: &FailedAttempt) -> bool {
+        locked(&self.backoff).failed(attempt, failed, Instant::now(), rand::random())
     }
 
     /// Counts a failed attempt, and logs it: as a warning if it `is_news`.
@@ -199,6 +221,7 @@ impl Connector {
             credential: &self.credential,
             statement_timeout: self.tenant.statement_timeout,
             startup,
+            roles: &self.host.roles,
             on_answer: OnAnswer(&answered),
         };
         server::open(&target, &self.options).await

@@ -1,5 +1,6 @@
 //! Attempts to open servers on a host, by all of its pools. `connect_turns.rs` decides which pool may begin;
-//! here it gets its turn, and a failure of the host ends the waits of all sessions on that host.
+//! here it gets its turn, and a failure of the host ends the waits of all sessions on that host, unless they are
+//! held until it is back.
 
 use std::{
     sync::{Arc, Mutex, Weak},
@@ -12,10 +13,13 @@ use tracing::info;
 
 use super::{
     Pool,
-    connect_backoff::{ConnectBackoff, ERROR_WITHIN},
+    connect_backoff::{ConnectBackoff, ERROR_WITHIN, FailedAttempt},
     connect_turns::{ConnectTurns, Outcome},
 };
-use crate::{data_path::lock::locked, error::ClientError};
+use crate::{
+    data_path::{lock::locked, server::AddressRoles, tenant::Host},
+    error::ClientError,
+};
 
 /// How often [`HostConnecting::wait`] looks whether a pause is over.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -24,6 +28,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 #[derive(Debug)]
 pub struct HostConnecting {
     name: String,
+    /// Which of its addresses is the primary. Shared by its pools.
+    pub roles: AddressRoles,
     state: Mutex<State>,
     pools: Mutex<Vec<Weak<Pool>>>,
 }
@@ -75,9 +81,14 @@ pub struct Turn {
 
 impl HostConnecting {
     /// A host without known failures.
-    pub fn new(name: &str, attempts_max: usize, pause_max: Duration) -> Self {
+    pub fn new(host: &Host, attempts_max: usize, pause_max: Duration) -> Self {
         let state = State { turns: ConnectTurns::new(attempts_max, pause_max), hands_out: false };
-        Self { name: name.to_owned(), state: Mutex::new(state), pools: Mutex::default() }
+        Self {
+            name: host.name.clone(),
+            roles: AddressRoles::new(&host.name, &host.addresses),
+            state: Mutex::new(state),
+            pools: Mutex::default(),
+        }
     }
 
     /// Applies the configuration.
@@ -99,6 +110,11 @@ impl HostConnecting {
     /// Reads the host's failures.
     pub fn backoff<T>(&self, read: impl FnOnce(&ConnectBackoff) -> T) -> T {
         read(locked(&self.state).turns.backoff())
+    }
+
+    /// Whether sessions wait for the host to be back.
+    pub fn is_holding(&self) -> bool {
+        self.backoff(ConnectBackoff::holds)
     }
 
     /// The error for sessions that have waited for [`ERROR_WITHIN`]: the host has failed, and the attempt
@@ -172,13 +188,16 @@ impl HostConnecting {
         Some((Turn { host: self.clone(), number }, waiter))
     }
 
-    /// Ends all waits on this host, in all pools.
-    fn end_waits(&self, reason: &ClientError) {
+    /// Ends all waits on this host, in all pools; sessions that are held go on waiting.
+    fn end_waits(&self, FailedAttempt { reason, holds }: &FailedAttempt) {
         let callers = locked(&self.state).turns.take_out(|waiter| matches!(waiter, Waiter::Caller(_)));
         for caller in callers {
             if let Waiter::Caller(sender) = caller {
                 let _ = sender.send(Err(reason.clone()));
             }
+        }
+        if *holds {
+            return;
         }
         let pools: Vec<_> = {
             let pools = locked(&self.pools);
@@ -212,9 +231,9 @@ impl Turn {
     }
 
     /// The host failed: ends all waits there. Returns whether it is to be logged as a warning.
-    pub fn failed(self, reason: &ClientError) -> bool {
-        let is_news = self.ended(Outcome::Failed(reason));
-        self.host.end_waits(reason);
+    pub fn failed(self, failed: &FailedAttempt) -> bool {
+        let is_news = self.ended(Outcome::Failed(failed));
+        self.host.end_waits(failed);
         is_news
     }
 

@@ -1,5 +1,5 @@
-//! Maintains a pool from time to time: closes servers that are idle too long or too old, checks those that
-//! have not answered for long, opens servers up to `min_pool_size`.
+//! Maintains a pool from time to time: closes servers that are idle too long, too old or of an earlier primary,
+//! checks those that have not answered for long, opens servers up to `min_pool_size`.
 
 use std::{
     io,
@@ -45,7 +45,8 @@ impl Pool {
         for mut server in self.queue.take_all_idle() {
             let unused = now.saturating_sub(server.idle_since) >= self.rules.server_idle && spare > 0;
             let aged = now.saturating_sub(server.opened_at) >= self.rules.server_lifetime;
-            if unused || aged || !server.is_quiet(&self.tenant.name) {
+            let is_old = aged || !self.is_at_primary(&server);
+            if unused || is_old || !server.is_quiet(&self.tenant.name) {
                 spare = spare.saturating_sub(1);
                 drop(server);
             } else if self.idle_limit(&server).is_some_and(|limit| is_due(limit, now, server.answered_at)) {

@@ -174,7 +174,9 @@ impl ListenerConnection {
         next: &Arc<Pool>,
     ) -> Result<(), Lost> {
         let (old, new) = (&pool.tenant, &next.tenant);
-        if (&old.host.address, &old.database) != (&new.host.address, &new.database) {
+        // A host that has got another address, for a standby, is the same one.
+        let is_same_host = old.host.addresses.iter().any(|address| new.host.addresses.contains(address));
+        if !is_same_host || old.database != new.database {
             return Err(Lost::Ordered(ClientError::ListenerPaused));
         }
         // The old connection has yet to answer these.

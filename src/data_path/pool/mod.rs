@@ -13,7 +13,7 @@ pub mod custom_parameters;
 mod fair_share;
 mod hidden_catalogs;
 pub mod host_budget;
-mod host_connecting;
+pub mod host_connecting;
 pub mod host_lease;
 mod idle_servers;
 pub mod lease_requests;
@@ -97,6 +97,8 @@ pub struct PoolRules {
     pub connecting_max: usize,
     /// The longest pause after a failed attempt to open a server.
     pub server_login_retry: Duration,
+    /// Sessions between transactions wait while the host is away.
+    pub hold_during_outage: bool,
     /// Most bytes of function text that are read.
     pub functions_bytes_max: usize,
     /// How often functions are checked for changes made by other connections.
@@ -138,6 +140,7 @@ impl PoolRules {
             },
             connecting_max: config.limits.connecting_servers_max.max(1),
             server_login_retry: config.timeouts.server_login_retry,
+            hold_during_outage: config.pool.hold_during_outage,
             functions_bytes_max: config.limits.functions_inspect_bytes_max,
             functions_check: config.timeouts.functions_check_delay,
             cancels_max: config.limits.cancels_max,
@@ -267,7 +270,7 @@ impl Pool {
         }
         let age = now.saturating_sub(server.opened_at);
         let budget = &self.connector.budget;
-        if age >= self.rules.server_lifetime || !server.is_reusable() {
+        if age >= self.rules.server_lifetime || !server.is_reusable() || !self.is_at_primary(&server) {
             return;
         }
         if budget.is_pressed() && budget.must_give_up(self, age) {
@@ -313,7 +316,8 @@ impl Pool {
         if server.changes_seen != changes {
             (server.changes_seen, server.side.is_stale) = (changes, true);
         }
-        if !ours || !server.is_reusable() || !server.is_quiet(&self.tenant.name) {
+        let is_good = ours && server.is_reusable() && self.is_at_primary(&server);
+        if !is_good || !server.is_quiet(&self.tenant.name) {
             return None;
         }
         if let Some(here) = worker::here().filter(|here| *here != server.home) {
@@ -323,6 +327,12 @@ impl Pool {
             self.note_reported(&mut server);
         }
         Some(server)
+    }
+
+    /// Whether no other address of the host has become its primary since this server was opened.
+    #[inline]
+    pub(super) fn is_at_primary(&self, server: &PooledServer) -> bool {
+        server.primary_changes == self.connector.host.roles.changes()
     }
 
     /// Takes a server from another worker's reactor to this one's, `here`. `None`: it is lost.

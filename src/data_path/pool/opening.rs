@@ -2,18 +2,30 @@
 //!
 //! Sessions only wait in the queue; servers are opened in tasks of their own. So a server that comes back
 //! early serves the session that has waited longest, a client that leaves cancels no attempt, and a failure
-//! ends all waits.
+//! ends all waits, unless the host is only away for a while (`hold_during_outage`).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{Pool, PooledServer, connector::Opening, host_budget::Permit, host_connecting::Turn};
+use super::{
+    Pool, PooledServer,
+    connect_backoff::{Attempt, FailedAttempt},
+    connector::Opening,
+    host_budget::Permit,
+    host_connecting::Turn,
+};
 use crate::{
     data_path::{
-        server::{DialError, NewConnection, connection::Server},
+        server::{
+            DialError, NewConnection,
+            connection::{AskError, Server},
+        },
         session_state::Settings,
         worker,
     },
@@ -98,17 +110,15 @@ impl Pool {
             Ok(opened) => {
                 let mut server = self.opened(opened, turn, permit, Settings::default());
                 match self.has_same_start(&mut server).await {
-                    Ok(true) => self.put_to_rest(server),
+                    Ok(true) => {
+                        self.connector.lost_at_start.store(false, Ordering::Relaxed);
+                        self.put_to_rest(server);
+                    }
                     Ok(false) => {} // waiting sessions go on with the pool's successor
                     Err(error) => {
                         warn!(tenant = self.tenant.name, side = "server", %error, "new server lost");
                         drop(server);
-                        if self.repair_role_after(&error).await {
-                            return; // as above
-                        }
-                        let lost = ClientError::ServerLost;
-                        self.connector.failed_for_tenant(attempt, &lost);
-                        self.refuse_waiting(&lost);
+                        self.lost_at_start(attempt, &error).await;
                     }
                 }
             }
@@ -118,12 +128,25 @@ impl Pool {
                 turn.succeeded();
             }
             Err(error) => {
-                let client_error = self.connector.failed(turn, attempt, &error);
+                let failed = self.connector.failed(turn, attempt, &error);
                 drop(permit);
-                if !self.repair(&error, &Settings::default()).await {
-                    self.refuse_waiting(&client_error);
+                if !self.repair(&error, &Settings::default()).await && !failed.holds {
+                    self.refuse_waiting(&failed.reason);
                 }
             }
+        }
+    }
+
+    /// A server was lost at its start, and no session had it yet.
+    async fn lost_at_start(self: &Arc<Self>, attempt: Attempt, error: &AskError) {
+        let holds = matches!(error, AskError::Lost(_)) && self.connector.holds_after_loss();
+        if !holds && self.repair_role_after(error).await {
+            return; // waiting sessions go on with the pool's successor
+        }
+        let failed = FailedAttempt { reason: ClientError::ServerLost, holds };
+        self.connector.failed_for_tenant(attempt, &failed);
+        if !holds {
+            self.refuse_waiting(&failed.reason);
         }
     }
 
@@ -152,13 +175,15 @@ impl Pool {
                     turn.succeeded();
                     return Err(client_error);
                 }
-                let client_error = self.connector.failed(turn, attempt, &error);
+                let failed = self.connector.failed(turn, attempt, &error);
                 drop(permit);
                 if self.repair(&error, startup).await {
                     return Ok(None);
                 }
-                self.refuse_waiting(&client_error);
-                if self.live() > 0 { Ok(None) } else { Err(client_error) }
+                if !failed.holds {
+                    self.refuse_waiting(&failed.reason);
+                }
+                if self.live() > 0 { Ok(None) } else { Err(failed.reason) }
             }
         }
     }
@@ -210,7 +235,7 @@ impl Pool {
                     turn.succeeded();
                     Err(client_error)
                 }
-                None => Err(self.connector.failed(turn, attempt, &error)),
+                None => Err(self.connector.failed(turn, attempt, &error).reason),
             },
         }
     }

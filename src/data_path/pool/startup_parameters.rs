@@ -202,9 +202,14 @@ impl Pool {
         asked: Settings,
         wait: Duration,
     ) -> Result<(StartupStatus, Box<PooledServer>), ClientError> {
+        let began = Instant::now();
         loop {
             let pool = self.current().ok_or(ClientError::AdminShutdown)?;
-            let opened = pool.open_for(&asked).await?;
+            let opened = match pool.open_for(&asked).await {
+                // The host is away: its next attempt comes after a pause.
+                Err(_) if pool.connector.is_holding() && began.elapsed() < wait => continue,
+                opened => opened?,
+            };
             let is_new = opened.is_some();
             let (pool, mut server) = match opened {
                 Some(server) => (pool, server),
@@ -239,6 +244,7 @@ impl Pool {
         asked: Settings,
         wait: Duration,
     ) -> Result<StartupStatus, ClientError> {
+        let began = Instant::now();
         let seen = ask_idle_server(self).await;
         let mut pool = self.current().ok_or(ClientError::AdminShutdown)?;
         // Busy servers report changes with their next reply. Without any server the cache may be stale.
@@ -253,7 +259,11 @@ impl Pool {
                 server = pool.taking_temp_buffers(server, NewTempBuffers::Value(value)).await?;
             }
             match pool.has_same_start(&mut server).await {
-                Ok(true) => return status_from(&pool, server, beside, asked).await,
+                Ok(true) => match status_from(&pool, server, beside, asked.clone()).await {
+                    // Its host goes down: the login waits for another one.
+                    Err(ClientError::ServerLost) if began.elapsed() < wait => {}
+                    status => return status,
+                },
                 Ok(false) => pool = pool.current().ok_or(ClientError::AdminShutdown)?,
                 Err(error) => {
                     warn!(tenant = self.tenant.name, side = "server", %error, "server lost while asked for startup parameters")

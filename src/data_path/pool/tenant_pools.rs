@@ -2,7 +2,7 @@
 //! tenant's row changes, and dropped when it has been unused for `pool_idle_timeout`.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     future::Future,
     path::PathBuf,
     pin::Pin,
@@ -38,11 +38,12 @@ use crate::{
     config::{Config, TlsMode},
     data_path::{
         functions::FunctionEffects,
+        host_address::HostAddress,
         lock::locked,
         memory_limit::{Account, Accounts},
         prepared::shared_statements::SharedStatements,
-        server::{DialOptions, IdentityTrouble},
-        tenant::{Access, Credential, Host, HostAddress, Tenant, TenantAccess, TenantStatus},
+        server::{AddressRole, DialOptions, IdentityTrouble},
+        tenant::{Access, Credential, Host, Tenant, TenantAccess, TenantStatus},
         worker::{Worker, whole_ms},
     },
     error::{ClientError, Limit},
@@ -92,7 +93,7 @@ pub struct TenantPools {
     pub pauses: Pauses,
 }
 
-type HostKey = (String, HostAddress, TlsMode, Option<PathBuf>);
+type HostKey = (String, Box<[HostAddress]>, TlsMode, Option<PathBuf>);
 
 /// Counters of one (tenant, access) since the process started.
 #[derive(Debug, Clone)]
@@ -249,6 +250,8 @@ impl TenantPools {
             opening: AtomicUsize::default(),
             backoff: Mutex::new(backoff),
             awaits_turn: AtomicBool::default(),
+            holds: rules.hold_during_outage,
+            lost_at_start: AtomicBool::default(),
         }
     }
 
@@ -284,15 +287,14 @@ impl TenantPools {
     }
 
     fn connects_of(&self, host: &Host, rules: &PoolRules) -> Arc<HostConnecting> {
-        let key = (host.name.clone(), host.address.clone(), host.tls_mode, host.tls_root_ca.clone());
+        let key = (host.name.clone(), host.addresses.clone(), host.tls_mode, host.tls_root_ca.clone());
         let mut all = locked(&self.connecting);
         if all.len() == all.capacity() {
             all.retain(|_, host| host.strong_count() > 0);
         }
         let (attempts_max, pause_max) = (rules.connecting_max, rules.server_login_retry);
         let known = all.get(&key).and_then(Weak::upgrade);
-        let connects =
-            known.unwrap_or_else(|| Arc::new(HostConnecting::new(&host.name, attempts_max, pause_max)));
+        let connects = known.unwrap_or_else(|| Arc::new(HostConnecting::new(host, attempts_max, pause_max)));
         connects.set_limits(attempts_max, pause_max);
         all.insert(key, Arc::downgrade(&connects));
         connects
@@ -411,6 +413,26 @@ impl TenantPools {
         locked(&self.budgets).get(host).map_or(0, |budget| budget.live())
     }
 
+    /// Each host that has a pool. One whose addresses have just been changed may still have pools with the old ones:
+    /// then it is there once, with those that more of them use.
+    pub fn hosts(&self) -> BTreeMap<String, Arc<HostConnecting>> {
+        let all = locked(&self.connecting);
+        let mut hosts = BTreeMap::new();
+        for ((name, ..), host) in all.iter().filter_map(|(key, host)| Some((key, host.upgrade()?))) {
+            let known = hosts.entry(name.clone()).or_insert_with(|| host.clone());
+            if Arc::strong_count(&host) > Arc::strong_count(known) {
+                *known = host;
+            }
+        }
+        hosts
+    }
+
+    /// The address of a host's primary, where the host has several and the primary is known.
+    pub fn primary_of(&self, host: &str) -> Option<HostAddress> {
+        let addresses = self.hosts().get(host)?.roles.all();
+        addresses.into_iter().find_map(|(address, role)| (role == AddressRole::Primary).then_some(address))
+    }
+
     /// Counters of all (tenant, access) since the process started, also without a pool now.
     pub fn totals(&self) -> Vec<PoolTotals> {
         locked(&self.totals).values().cloned().collect()
@@ -457,7 +479,7 @@ impl TenantPools {
 fn is_same(old: &Tenant, new: &Tenant) -> bool {
     old.generation == new.generation
         && old.name == new.name
-        && old.host.address == new.host.address
+        && old.host.addresses == new.host.addresses
         && old.host.tls_mode == new.host.tls_mode
         && old.host.tls_root_ca == new.host.tls_root_ca
         && old.statement_timeout == new.statement_timeout

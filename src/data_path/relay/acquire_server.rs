@@ -15,7 +15,7 @@ use crate::{
     data_path::{
         exchange::{FIRST_MESSAGE_BYTES, FirstMessage, ReadAhead},
         pool::{PooledServer, custom_parameters::FirstText},
-        server::connection::Server,
+        server::connection::{AskError, Server},
         session_state::{
             custom_names::CustomSet,
             pins::Pins,
@@ -225,19 +225,27 @@ impl Relay {
         let began = Instant::now();
         self.session.handle.set_doing(Activity::Waiting, self.pool.clock.now_ms());
         let pool = self.pool.clone();
-        let borrowed = tokio::select! {
-            biased;
-            borrowed = pool.borrow(began, self.session.query_wait) => borrowed,
-            interrupted = self.interrupted() => Err(interrupted?),
+        let borrowed = loop {
+            let mut borrowed = tokio::select! {
+                biased;
+                borrowed = pool.borrow(began, self.session.query_wait) => borrowed,
+                interrupted = self.interrupted() => Err(interrupted?),
+            };
+            let Ok(server) = &mut borrowed else { break borrowed };
+            if self.session.side.start_settings.is_same() {
+                break borrowed;
+            }
+            match Box::pin(self.compare_start(server)).await {
+                Ok(true) => break borrowed,
+                Ok(false) => return Ok(()),
+                // Nothing of the client's was sent: it waits for another one.
+                Err(AskError::Lost(_)) => drop(borrowed),
+                Err(error) => return Err(error.into()),
+            }
         };
         self.pool.stats.wait_time.record(began.elapsed());
         match borrowed {
             Ok(mut server) => {
-                if !self.session.side.start_settings.is_same()
-                    && !Box::pin(self.compare_start(&mut server)).await?
-                {
-                    return Ok(());
-                }
                 if self.pool.has_custom_parameters() && self.session.side.follows() {
                     let (own, text) = (self.session.side.custom, self.first_text(&self.session.inbox));
                     match Box::pin(pool.renew(server, own, text, self.session.query_wait)).await {
@@ -278,7 +286,7 @@ impl Relay {
 
     /// Before a session's first request at its pool: compares the role's settings with those that the session
     /// began with. `false`: the pool was replaced, and the session needs a server of the new one.
-    async fn compare_start(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
+    async fn compare_start(&mut self, server: &mut Server) -> Result<bool, AskError> {
         if matches!(self.session.side.start_settings, StartSettings::Unknown)
             && !self.pool.has_same_start(server).await?
         {

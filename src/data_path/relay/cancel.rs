@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::Relay;
 use crate::data_path::{
+    host_address::HostAddress,
     pool::Pool,
     server::{self, connection::Server},
 };
@@ -101,19 +102,22 @@ pub async fn send(pool: &Pool, server: &Server) {
 struct Key {
     process_id: i32,
     secret: Box<[u8]>,
-    /// The address that the server was reached at.
-    at: Option<SocketAddr>,
+    /// The host's address that the server was opened at.
+    at: HostAddress,
+    /// The server's end of its connection.
+    peer: Option<SocketAddr>,
 }
 
 impl Key {
     fn of(server: &Server) -> Self {
-        let at = server.address;
-        Self { process_id: server.process_id, secret: server.secret.clone(), at }
+        let (at, peer) = (server.at.clone(), server.address);
+        Self { process_id: server.process_id, secret: server.secret.clone(), at, peer }
     }
 
     async fn send(self, pool: &Pool) {
-        let Self { process_id, secret, at } = self;
-        let sent = server::send_cancel(&pool.tenant.host, at, process_id, &secret, pool.dial_options()).await;
+        let Self { process_id, secret, at, peer } = self;
+        let (host, options) = (&pool.tenant.host, pool.dial_options());
+        let sent = server::send_cancel(host, &at, peer, process_id, &secret, options).await;
         if let Err(error) = sent {
             debug!(tenant = pool.tenant.name, side = "server", %error, "cancel request failed");
         }

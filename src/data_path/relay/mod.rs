@@ -17,6 +17,7 @@ pub mod load_functions;
 pub mod no_tenant;
 pub mod notifications;
 mod return_server;
+mod send_again;
 pub mod session_end;
 pub mod signals;
 
@@ -47,7 +48,7 @@ use self::{
 };
 use crate::{
     data_path::{
-        exchange::{Flow, ReadAhead},
+        exchange::{Flow, ReadAhead, unread_request::is_only_shutdown},
         memory_limit::Charge,
         pool::{Pinned, Pool, PooledServer, placement::Seat},
         server::connection::Server,
@@ -122,6 +123,8 @@ pub(super) enum Step {
     SwitchTenant,
     /// The pool has other workers now.
     ChangeWorker,
+    /// The server has said its last words, these, and may not have read the request.
+    SendAgain(Box<[u8]>),
     End(SessionEnd),
 }
 
@@ -203,6 +206,11 @@ impl Relay {
                     Ok(Some(target)) => return Some(Departure::Tenant(self.into_transfer(target))),
                     Err(end) => break end,
                 },
+                Step::SendAgain(last_words) => {
+                    if let Err(end) = Box::pin(self.send_again(&last_words)).await {
+                        break end;
+                    }
+                }
                 Step::ChangeWorker => return Some(Departure::Worker(self)),
                 Step::End(end) => break end,
             }
@@ -310,6 +318,18 @@ impl Relay {
             return Err(ClientError::AdminShutdown.into());
         }
         let bytes = out.finish();
+        if !events.fatal {
+            server.first_request.forget();
+        } else if is_only_shutdown(chunk)
+            && server.first_request.is_repeatable()
+            && server.side.replies.pins().is_empty()
+            && !server.side.replies.is_committing()
+            && self.session.side.follows()
+            && (self.session.inbox.is_empty() && self.cancelling.is_none())
+            && (self.session.switcher.is_none() && self.listening.is_none())
+        {
+            return Err(Step::SendAgain(bytes.into()));
+        }
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.session.traffic.bytes_out += bytes.len() as u64;
@@ -460,10 +480,14 @@ impl Relay {
             self.request_began = Some(now);
             begins = self.transaction_began.is_none();
             if begins {
+                server.first_request.keep(chunk);
                 self.transaction_began = Some(now);
                 self.session.handle.set_began(now_ms);
             }
             self.session.handle.set_asked(now_ms);
+        }
+        if !begins {
+            server.first_request.forget();
         }
         let mut out = Outgoing::new(chunk, scratch);
         self.session.side.prepare_server(&mut server.side, begins, &mut out);

@@ -18,7 +18,8 @@ use tracing::warn;
 use super::NewConnection;
 use crate::{
     data_path::{
-        exchange::{Repeated, ServerSide},
+        exchange::{Repeated, ServerSide, unread_request::FirstRequest},
+        host_address::HostAddress,
         memory_limit::{Account, Charge, PIECE_BYTES},
         prepared::PreparedLimits,
         session_state::{Settings, parameter_status::ReportedParameters},
@@ -44,6 +45,14 @@ const ANSWER_READ_BYTES: usize = 1024;
 /// After this time without a complete answer, the server is given up.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// A server that has said its last words closes the connection within this time.
+const END_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// How often, and after which pauses, it is looked for a reset that follows a connection's end: together longer than a
+/// network takes.
+const RESET_LOOKS: u32 = 10;
+const RESET_LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// One server connection. Dropping it closes it.
 #[derive(Debug)]
 pub struct Server {
@@ -61,14 +70,21 @@ pub struct Server {
     pub process_id: i32,
     /// The server's cancel key.
     pub secret: Box<[u8]>,
+    /// The host's address that it was opened at.
+    pub at: HostAddress,
     /// The server's end of the connection; `None`: a Unix socket.
     pub address: Option<SocketAddr>,
+    /// How often the host's primary had changed when it was opened
+    /// ([`AddressRoles::changes`](super::AddressRoles::changes)).
+    pub primary_changes: u64,
     /// Notifications that came within an answer to the proxy; the client gets them.
     pub notified: Vec<u8>,
     /// NoticeResponse messages in the last answer to the proxy.
     pub answer_notices: Vec<u8>,
     /// A client got an error from it since the last after-transaction check.
     pub failed: bool,
+    /// What its session has sent since it was borrowed, as long as it has not answered.
+    pub first_request: FirstRequest,
 }
 
 /// A row of an answer; `None` is NULL.
@@ -108,9 +124,12 @@ impl Server {
             answer_notices: Vec::new(),
             process_id: opened.process_id,
             secret: opened.secret.into(),
+            at: opened.at,
             address,
+            primary_changes: opened.primary_changes,
             notified: Vec::new(),
             failed: false,
+            first_request: FirstRequest::default(),
         }
     }
 
@@ -166,6 +185,30 @@ impl Server {
             self.side.record_parameter(message);
         }
         at > 0 && at == said.len()
+    }
+
+    /// Whether a server that has said its last words had not read all that was sent to it: the connection is reset, or
+    /// takes nothing. Waits for its end.
+    #[cold]
+    pub async fn has_left_unread(&mut self) -> bool {
+        if !self.unsent.is_empty() {
+            return true;
+        }
+        let mut more = [0; 64];
+        let end = tokio::time::timeout(END_TIME_MAX, self.stream.read(&mut more)).await;
+        match end {
+            Ok(Err(error)) => return error.kind() == io::ErrorKind::ConnectionReset,
+            Ok(Ok(0)) => {}
+            Ok(Ok(_)) | Err(_) => return false,
+        }
+        // Where the connection was closed before the request came, the reset comes a moment after its end.
+        for _ in 0..RESET_LOOKS {
+            if self.stream.is_reset() {
+                return true;
+            }
+            tokio::time::sleep(RESET_LOOK_EVERY).await;
+        }
+        self.stream.is_reset()
     }
 
     /// Runs a statement; returns its rows. After any error but

@@ -5,7 +5,10 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,6 +24,7 @@ use tokio::{
 };
 
 use super::{
+    address_roles::{AddressRole, AddressRoles},
     dial_error::{DialCause, DialError},
     login,
     scram::SaltedPasswords,
@@ -28,8 +32,9 @@ use super::{
 use crate::{
     config::{Config, Keepalive, TlsMode},
     data_path::{
+        host_address::HostAddress,
         session_state::Settings,
-        tenant::{Credential, Host, HostAddress},
+        tenant::{Credential, Host},
     },
     wire::{
         message::CANCEL_REQUEST,
@@ -45,6 +50,8 @@ use crate::{
 const LAST_ADDRESSES_LIFE: Duration = Duration::from_secs(60);
 /// …and where there are some, the name service has this long to answer.
 const LOOKUP_TIME_MAX: Duration = Duration::from_secs(1);
+/// An address that did not answer has this long, where the host has others to ask.
+const SILENT_ADDRESS_TIME_MAX: Duration = Duration::from_secs(1);
 /// Most host names whose addresses are kept.
 const LAST_ADDRESSES_MAX: u64 = 4096;
 
@@ -63,7 +70,9 @@ pub struct DialTarget<'a> {
     pub statement_timeout: Option<Duration>,
     /// Startup parameters of a client; RESET restores them.
     pub startup: &'a Settings,
-    /// Called when the host has answered.
+    /// What is known of the host's addresses; what is found out is noted there.
+    pub roles: &'a AddressRoles,
+    /// Called when the host has answered; where it has several addresses, its primary.
     pub on_answer: OnAnswer<'a>,
 }
 
@@ -124,6 +133,12 @@ pub struct NewConnection {
     pub minor: u16,
     /// The role that the session began with, if it is not the login.
     pub start_role: Option<String>,
+    /// The host's address that it was opened at.
+    pub at: HostAddress,
+    /// The server is in recovery. Asked only where the host has several addresses.
+    pub is_standby: bool,
+    /// [`AddressRoles::changes`] when the server had said that it is the primary.
+    pub primary_changes: u64,
 }
 
 impl DialOptions {
@@ -169,10 +184,11 @@ impl DialOptions {
     }
 }
 
-/// Opens a connection for `target` within `server_connect_timeout`, name service and login included.
+/// Opens a connection for `target` within `server_connect_timeout`, name service and login included. Where the host
+/// has several addresses, to its primary.
 pub async fn open(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewConnection, DialError> {
     // Boxed: inlined into a client's task, it would cost each idle client some kilobytes.
-    match timeout(options.connect_timeout, Box::pin(try_all(target, options))).await {
+    match timeout(options.connect_timeout, Box::pin(find(target, options))).await {
         Ok(outcome) => outcome,
         Err(_) => Err(DialCause::TimedOut(options.connect_timeout)),
     }
@@ -180,13 +196,14 @@ pub async fn open(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewC
 }
 
 /// Asks the server to cancel the query of `process_id`, and returns when the server has closed this
-/// connection: from then on the cancel cannot hit a later query. `at` is the address of that server's
-/// connection, because a host's name may stand for several servers (`None`: a Unix socket). Errors: The
+/// connection: from then on the cancel cannot hit a later query. `at` is the host's address that the server was opened
+/// at, and `peer` that of its connection, because a name may stand for several servers (`None`: a Unix socket). Errors: The
 /// socket's; [`io::ErrorKind::TimedOut`] after `cancel_timeout`, when the cancel may still be under way;
 /// [`io::ErrorKind::InvalidInput`] if the server gave no secret.
 pub async fn send_cancel(
     host: &Host,
-    at: Option<SocketAddr>,
+    at: &HostAddress,
+    peer: Option<SocketAddr>,
     process_id: i32,
     secret: &[u8],
     options: &DialOptions,
@@ -198,23 +215,31 @@ pub async fn send_cancel(
         request.extend_from_slice(&field);
     }
     request.extend_from_slice(secret);
-    let outcome = timeout(options.cancel_timeout, Box::pin(cancel(host, at, &request, options)));
+    let to = Place { host, address: at, peer, within: options.cancel_timeout };
+    let outcome = timeout(options.cancel_timeout, Box::pin(cancel(&to, &request, options)));
     outcome.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-async fn cancel(
-    host: &Host,
-    at: Option<SocketAddr>,
-    request: &[u8],
-    options: &DialOptions,
-) -> io::Result<()> {
+/// Where one connection goes.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    host: &'a Host,
+    /// One of the host's.
+    address: &'a HostAddress,
+    /// One address of its name; `None`: any.
+    peer: Option<SocketAddr>,
+    /// The time for all addresses of its name.
+    within: Duration,
+}
+
+async fn cancel(to: &Place<'_>, request: &[u8], options: &DialOptions) -> io::Result<()> {
     // A cancel has no password: where TLS is optional, plain text is good enough.
-    let (first, fallback) = match encryptions(host) {
+    let (first, fallback) = match encryptions(to) {
         (Encryption::Plain, Some(_)) => (Encryption::IfOffered, Some(Encryption::Plain)),
         other => other,
     };
-    let stream = match (connect(host, at, first, options).await, fallback) {
-        (Err(DialCause::Tls(_)), Some(fallback)) => connect(host, at, fallback, options).await,
+    let stream = match (connect(to, first, options).await, fallback) {
+        (Err(DialCause::Tls(_)), Some(fallback)) => connect(to, fallback, options).await,
         (outcome, _) => outcome,
     };
     let mut stream = stream.map_err(|cause| match cause {
@@ -247,8 +272,8 @@ enum Encryption {
 }
 
 /// The first and the second attempt, as libpq understands `sslmode`, which does not apply to Unix sockets.
-fn encryptions(host: &Host) -> (Encryption, Option<Encryption>) {
-    match (&host.address, host.tls_mode) {
+fn encryptions(to: &Place<'_>) -> (Encryption, Option<Encryption>) {
+    match (to.address, to.host.tls_mode) {
         (HostAddress::Unix { .. }, _) | (_, TlsMode::Disable) => (Encryption::Plain, None),
         (_, TlsMode::Allow) => (Encryption::Plain, Some(Encryption::Required)),
         (_, TlsMode::Prefer) => (Encryption::IfOffered, Some(Encryption::Plain)),
@@ -256,21 +281,84 @@ fn encryptions(host: &Host) -> (Encryption, Option<Encryption>) {
     }
 }
 
-async fn try_all(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewConnection, DialCause> {
-    let (first, fallback) = encryptions(target.host);
+async fn find(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewConnection, DialCause> {
+    match &*target.host.addresses {
+        [only] => try_address(target, only, options.connect_timeout, options).await,
+        several => find_primary(target, several, options).await,
+    }
+}
+
+/// Goes through the addresses until one says that it accepts writes. What an address says of the role or the
+/// database counts (a wrong password stays wrong), but not what a standby says, which may lag behind.
+async fn find_primary(
+    target: &DialTarget<'_>,
+    addresses: &[HostAddress],
+    options: &DialOptions,
+) -> Result<NewConnection, DialCause> {
+    // A little is left to say what was found.
+    let deadline = Instant::now() + options.connect_timeout.mul_f64(0.9);
+    let order = target.roles.order();
+    let mut found = Vec::new();
+    for (tried, &(number, role)) in order.iter().enumerate() {
+        let Some(address) = addresses.get(number) else { continue };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut within = left / u32::try_from(order.len() - tried).unwrap_or(u32::MAX);
+        if role == AddressRole::Silent {
+            within = within.min(SILENT_ADDRESS_TIME_MAX);
+        }
+        let answered = AtomicBool::new(false);
+        let on_answer = || answered.store(true, Ordering::Relaxed);
+        let asked = DialTarget { on_answer: OnAnswer(&on_answer), ..*target };
+        let outcome = timeout(within, try_address(&asked, address, within, options)).await;
+        let cause = match outcome.unwrap_or(Err(DialCause::TimedOut(within))) {
+            Ok(mut opened) if opened.is_standby => {
+                target.roles.found(number, AddressRole::Standby);
+                let _ = opened.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
+                DialCause::Standby
+            }
+            Ok(opened) => {
+                let primary_changes = target.roles.found(number, AddressRole::Primary);
+                (target.on_answer.0)();
+                return Ok(NewConnection { primary_changes, ..opened });
+            }
+            Err(cause) if cause.is_outage() => {
+                target.roles.found(number, AddressRole::Silent);
+                cause
+            }
+            Err(cause) if role == AddressRole::Standby => cause,
+            Err(cause) => {
+                if answered.into_inner() {
+                    (target.on_answer.0)();
+                }
+                return Err(cause);
+            }
+        };
+        found.push((address.clone(), cause));
+    }
+    Err(DialCause::NoPrimary(found))
+}
+
+async fn try_address(
+    target: &DialTarget<'_>,
+    address: &HostAddress,
+    within: Duration,
+    options: &DialOptions,
+) -> Result<NewConnection, DialCause> {
+    let to = Place { host: target.host, address, peer: None, within };
+    let (first, fallback) = encryptions(&to);
     let mut encrypted = first == Encryption::Required;
-    let outcome = match connect(target.host, None, first, options).await {
+    let outcome = match connect(&to, first, options).await {
         Ok(stream) => {
             encrypted = stream.is_tls();
-            login::log_in(stream, target, options).await
+            login::log_in(stream, target, address, options).await
         }
         Err(cause) => Err(cause),
     };
     match (outcome, fallback) {
         (Err(first), Some(fallback)) if worth_another_try(&first, encrypted, fallback) => {
             let again = async {
-                let stream = connect(target.host, None, fallback, options).await?;
-                login::log_in(stream, target, options).await
+                let stream = connect(&to, fallback, options).await?;
+                login::log_in(stream, target, address, options).await
             };
             again.await.map_err(|then| DialCause::BothWays { first: Box::new(first), then: Box::new(then) })
         }
@@ -290,35 +378,34 @@ fn worth_another_try(cause: &DialCause, encrypted: bool, fallback: Encryption) -
     }
 }
 
-/// `at`: connects to this address only.
-async fn connect(
-    host: &Host,
-    at: Option<SocketAddr>,
-    encryption: Encryption,
-    options: &DialOptions,
-) -> Result<Stream, DialCause> {
+async fn connect(to: &Place<'_>, encryption: Encryption, options: &DialOptions) -> Result<Stream, DialCause> {
     #[cfg(test)]
     if let Some(host) = &options.simulated {
         return Ok((host.0)()?.into());
     }
-    match &host.address {
+    match to.address {
         HostAddress::Unix { directory, port } => {
             Ok(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?.into())
         }
         HostAddress::Tcp { name, port } => {
-            let socket = match at {
+            let socket = match to.peer {
                 Some(address) => TcpStream::connect(address).await?,
-                None => connect_tcp(name, *port, options).await?,
+                None => connect_tcp(name, *port, to.within, options).await?,
             };
             tune(&socket, options)?;
-            encrypt(socket, host, name, encryption, options).await
+            encrypt(socket, to.host, name, encryption, options).await
         }
     }
 }
 
 /// Tries all addresses of a name, each for its share of the time: a silent one leaves time for others.
-async fn connect_tcp(name: &str, port: u16, options: &DialOptions) -> Result<TcpStream, DialCause> {
-    let deadline = Instant::now() + options.connect_timeout;
+async fn connect_tcp(
+    name: &str,
+    port: u16,
+    within: Duration,
+    options: &DialOptions,
+) -> Result<TcpStream, DialCause> {
+    let deadline = Instant::now() + within;
     let addresses = resolve(name, port, options).await?;
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for (at, address) in addresses.iter().enumerate() {
@@ -390,7 +477,15 @@ async fn encrypt(
     };
     let config = tls_config(&options.tls, trust, host.tls_root_ca.clone()).await?;
     let connector = tokio_rustls::TlsConnector::from(config);
-    let tls = connector.connect(name, Socket::Tcp(socket)).await.map_err(|error| failed(&error))?;
+    let tls = connector.connect(name, Socket::Tcp(socket)).await.map_err(|error| match error.kind() {
+        // A server that goes down. Where TLS is optional, one that cannot speak it.
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+            if encryption == Encryption::Required =>
+        {
+            DialCause::Unreachable(error)
+        }
+        _ => failed(&error),
+    })?;
     Ok(Stream::Tls(Box::new(tls.into())))
 }
 

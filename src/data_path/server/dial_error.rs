@@ -6,8 +6,8 @@ use std::{fmt, io, time::Duration};
 use super::DialTarget;
 use crate::{
     data_path::{
+        host_address::{HostAddress, written},
         session_state::Settings,
-        tenant::{Host, HostAddress},
     },
     error::ClientError,
     wire::{message_reader::ReadError, server_error::ErrorDetails},
@@ -85,6 +85,12 @@ pub enum DialCause {
         /// `session_user`.
         role: String,
     },
+    /// The server is in recovery, and the host has other addresses.
+    #[error("a standby")]
+    Standby,
+    /// None of the host's addresses accepts writes: what was found at each.
+    #[error("no primary: {}", each(.0))]
+    NoPrimary(Vec<(HostAddress, DialCause)>),
     /// Both attempts of `prefer` or `allow` failed, with and without TLS.
     #[error("{first}; the other way: {then}")]
     BothWays {
@@ -185,20 +191,16 @@ impl fmt::Display for StartupError {
 
 impl DialError {
     pub(super) fn new(target: &DialTarget<'_>, cause: DialCause) -> Self {
-        let mut hidden = vec![
-            target.database.to_owned(),
-            target.credential.username.clone(),
-            target.host.name.clone(),
-            address(target.host),
-        ];
-        if let HostAddress::Tcp { name, .. } = &target.host.address {
-            hidden.push(name.clone());
+        let mut hidden =
+            vec![target.database.to_owned(), target.credential.username.clone(), target.host.name.clone()];
+        for address in &target.host.addresses {
+            hidden.extend([address.to_string(), address.place()]);
         }
         hidden.retain(|name| !name.is_empty());
         let intended = format!(
             "host {} ({}), database {:?}, role {:?}",
             target.host.name,
-            address(target.host),
+            written(&target.host.addresses),
             target.database,
             target.credential.username
         );
@@ -251,6 +253,12 @@ impl DialError {
         self.is_host_full() || !answered && self.cause.is_of_host()
     }
 
+    /// Whether the host is away for a while: it restarts, fails over, or the network does. Another attempt may
+    /// succeed without anybody's doing.
+    pub fn is_outage(&self) -> bool {
+        self.cause.is_outage()
+    }
+
     /// The error for a client that waited for this server.
     pub fn client_error(&self) -> ClientError {
         let (sqlstate, reason) = self.cause.for_client(&self.hidden);
@@ -295,6 +303,21 @@ impl DialCause {
         }
     }
 
+    /// Whether the host is away for a while; not a refusal of the role, the database or this kind of connection.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Unreachable(error) => error.kind() != io::ErrorKind::PermissionDenied,
+            Self::Unresolved(_) | Self::TimedOut(_) | Self::Standby | Self::NoPrimary(_) => true,
+            // It shuts down or starts. A login trigger of the tenant's may use these codes too.
+            Self::Refused(error) => {
+                matches!(error.code(), Some("57P01" | "57P02" | "57P03"))
+                    && error.routine.as_deref() != Some("exec_stmt_raise")
+            }
+            Self::BothWays { first, then } => first.is_outage() || then.is_outage(),
+            Self::Tls(_) | Self::Protocol(_) | Self::WrongIdentity { .. } => false,
+        }
+    }
+
     /// Whether the server has sent an error for which `such` holds, with or without TLS.
     fn is_refusal(&self, such: impl Fn(&StartupError) -> bool + Copy) -> bool {
         match self {
@@ -321,6 +344,12 @@ impl DialCause {
             Self::TimedOut(waited) => format!("no answer within {waited:?} (server_connect_timeout)"),
             Self::Refused(error) => return (error.sqlstate_for_client(), error.for_client(hidden)),
             Self::BothWays { then, .. } => return then.for_client(hidden),
+            Self::Standby | Self::NoPrimary(_) => {
+                return (
+                    Some(*b"57P03"),
+                    "no server of the tenant's host accepts writes at the moment".to_owned(),
+                );
+            }
             Self::Tls(_) => "no trusted TLS connection to the server".to_owned(),
             Self::Protocol(_) => "the server does not speak PostgreSQL's protocol as expected".to_owned(),
             Self::WrongIdentity { .. } => {
@@ -367,12 +396,10 @@ fn has_word(text: &str, name: &str) -> bool {
     })
 }
 
-/// A host's address, for operators.
-fn address(host: &Host) -> String {
-    match &host.address {
-        HostAddress::Tcp { name, port } => format!("{name}:{port}"),
-        HostAddress::Unix { directory, port } => format!("{}/.s.PGSQL.{port}", directory.display()),
-    }
+/// What was found at each address, for operators.
+fn each(found: &[(HostAddress, DialCause)]) -> String {
+    let each = found.iter().map(|(address, cause)| format!("{address}: {cause}"));
+    each.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -471,6 +498,38 @@ mod tests {
         let both = |first, then| DialCause::BothWays { first: Box::new(first), then: Box::new(then) };
         assert!(of_host(both(untrusted(), unreachable()), false));
         assert!(!of_host(both(refused("28000", "ClientAuthentication"), untrusted()), false));
+    }
+
+    #[test]
+    fn an_outage_is_what_another_attempt_may_find_over() {
+        let refused = |code, routine| DialCause::Refused(error(&[(b'C', code), (b'R', routine)]));
+        let both = |first, then| DialCause::BothWays { first: Box::new(first), then: Box::new(then) };
+        let gone = |kind: io::ErrorKind| DialCause::Unreachable(kind.into());
+        for outage in [
+            gone(io::ErrorKind::ConnectionRefused),
+            gone(io::ErrorKind::UnexpectedEof),
+            gone(io::ErrorKind::NotFound),
+            DialCause::Unresolved(io::ErrorKind::NotFound.into()),
+            DialCause::TimedOut(Duration::from_secs(5)),
+            refused("57P03", "ProcessStartupPacket"),
+            refused("57P01", "ProcessInterrupts"),
+            DialCause::NoPrimary(vec![(HostAddress::of("pg1", 5432), DialCause::Standby)]),
+            both(DialCause::Tls("broken".to_owned()), gone(io::ErrorKind::ConnectionRefused)),
+        ] {
+            assert!(outage.is_outage(), "{outage:?}");
+        }
+        for final_one in [
+            refused("28P01", "auth_failed"),
+            refused("3D000", "InitPostgres"),
+            refused("53300", "InitProcess"),
+            refused("28000", "ClientAuthentication"),
+            refused("57P03", "exec_stmt_raise"),
+            gone(io::ErrorKind::PermissionDenied),
+            DialCause::Tls("unknown issuer".to_owned()),
+            DialCause::WrongIdentity { database: String::new(), role: String::new() },
+        ] {
+            assert!(!final_one.is_outage(), "{final_one:?}");
+        }
     }
 
     #[test]

@@ -11,13 +11,15 @@ use tokio::{
 };
 
 use super::{
-    DialError, DialOptions, DialTarget, NewConnection, OnAnswer, dial_error::DialCause, open, send_cancel,
+    AddressRoles, DialError, DialOptions, DialTarget, NewConnection, OnAnswer, dial_error::DialCause, open,
+    send_cancel,
 };
 use crate::{
     config::TlsMode,
     data_path::{
+        host_address::HostAddress,
         session_state::Settings,
-        tenant::{Credential, Host, HostAddress},
+        tenant::{Credential, Host},
     },
     wire::message::{
         append, append_cstr, authentication_ok, backend_key_data, parameter_status, ready_for_query,
@@ -72,7 +74,13 @@ fn open_once(bytes: &[u8]) -> Result<NewConnection, DialError> {
 }
 
 fn host(address: HostAddress, tls_mode: TlsMode) -> Host {
-    Host { name: "default".to_owned(), address, tls_mode, tls_root_ca: None, max_connections: None }
+    Host {
+        name: "default".to_owned(),
+        addresses: Box::new([address]),
+        tls_mode,
+        tls_root_ca: None,
+        max_connections: None,
+    }
 }
 
 async fn tcp_host(mode: TlsMode) -> (TcpListener, Host) {
@@ -95,6 +103,7 @@ async fn dial_with(host: &Host, options: &DialOptions) -> Result<NewConnection, 
         credential: &credential,
         statement_timeout: None,
         startup: &Settings::default(),
+        roles: &AddressRoles::new("default", &host.addresses),
         on_answer: OnAnswer(&|| {}),
     };
     open(&target, options).await
@@ -422,7 +431,7 @@ async fn a_cancel_has_settled_when_the_server_has_closed() {
         assert_eq!(request.as_slice(), expected);
         client
     };
-    let cancel = send_cancel(&host, None, 77, &[5; 32], &options);
+    let cancel = send_cancel(&host, &host.addresses[0], None, 77, &[5; 32], &options);
     tokio::pin!(cancel);
     let client = tokio::select! {
         biased;
@@ -433,9 +442,9 @@ async fn a_cancel_has_settled_when_the_server_has_closed() {
     cancel.await.unwrap();
 
     let options = DialOptions::for_tests(Duration::from_millis(50));
-    let error = send_cancel(&host, None, 77, &[5; 4], &options).await.unwrap_err();
+    let error = send_cancel(&host, &host.addresses[0], None, 77, &[5; 4], &options).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    assert!(send_cancel(&host, None, 0, &[], &options).await.is_err());
+    assert!(send_cancel(&host, &host.addresses[0], None, 0, &[], &options).await.is_err());
 }
 
 proptest! {

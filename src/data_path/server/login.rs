@@ -18,7 +18,7 @@ use super::{
     scram::{Binding, SaltedPasswords, ScramExchange},
 };
 use crate::{
-    data_path::{session_state::parameter_status::PARAMETERS_MAX, sql::PARAMETER},
+    data_path::{host_address::HostAddress, session_state::parameter_status::PARAMETERS_MAX, sql::PARAMETER},
     wire::{
         message_reader::{Message, MessageReader},
         stream::{Socket, Stream},
@@ -39,10 +39,14 @@ const MINOR: u16 = 2;
 /// new backend need not look them up. The login counts; `ALTER ROLE … SET role` may have made it another role.
 const IDENTITY_QUERY: &str = "SELECT CURRENT_CATALOG, SESSION_USER, CURRENT_USER";
 
+/// For hosts of several addresses whose PostgreSQL is older than 14.
+const RECOVERY_QUERY: &str = "SELECT pg_catalog.pg_is_in_recovery()";
+
 /// From the startup packet to a verified, idle session.
 pub(super) async fn log_in(
     stream: Stream,
     target: &DialTarget<'_>,
+    at: &HostAddress,
     options: &DialOptions,
 ) -> Result<NewConnection, DialCause> {
     let mut login = ServerLogin {
@@ -60,12 +64,24 @@ pub(super) async fn log_in(
     login.authenticate(options).await?;
     login.wait_until_ready().await?;
     login.verify_identity().await?;
+    let is_standby = target.host.addresses.len() > 1 && login.is_standby().await?;
     if !login.reader.is_empty() {
         return Err(unexpected("bytes after ReadyForQuery"));
     }
     let (process_id, secret) = login.key.unwrap_or_default();
     let ServerLogin { stream, parameters, notices, minor, start_role, .. } = login;
-    Ok(NewConnection { stream, process_id, secret, parameters, notices, minor, start_role })
+    Ok(NewConnection {
+        stream,
+        process_id,
+        secret,
+        parameters,
+        notices,
+        minor,
+        start_role,
+        at: at.clone(),
+        is_standby,
+        primary_changes: 0,
+    })
 }
 
 struct ServerLogin<'a> {
@@ -254,6 +270,28 @@ impl ServerLogin<'_> {
             return Err(DialCause::WrongIdentity { database: text(database), role: text(role) });
         }
         Ok(())
+    }
+
+    /// Whether the server is in recovery. It reports that itself since PostgreSQL 14. The role's own
+    /// `default_transaction_read_only` says nothing of the server.
+    async fn is_standby(&mut self) -> Result<bool, DialCause> {
+        let reported = self.parameters.iter().find(|(name, _)| name == b"in_hot_standby");
+        if let Some((_, value)) = reported {
+            return Ok(value == b"on");
+        }
+        let mut query = BytesMut::new();
+        frontend::query(RECOVERY_QUERY, &mut query)?;
+        self.send(&query).await?;
+        self.expect(b'T').await?;
+        let row = self.expect(b'D').await?;
+        let is_standby = match row.body() {
+            [0, 1, 0, 0, 0, 1, b't'] => true,
+            [0, 1, 0, 0, 0, 1, b'f'] => false,
+            _ => return Err(unexpected("the DataRow of pg_is_in_recovery")),
+        };
+        self.expect(b'C').await?;
+        self.expect(b'Z').await?;
+        Ok(is_standby)
     }
 
     async fn expect(&mut self, tag: u8) -> Result<Message, DialCause> {

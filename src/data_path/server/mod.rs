@@ -1,5 +1,6 @@
 //! Connections to servers: dialled, encrypted, logged in, verified to be the tenant's (invariant 2), reset.
 
+pub mod address_roles;
 pub mod connection;
 pub mod dial;
 pub mod dial_error;
@@ -9,6 +10,7 @@ mod login;
 mod reset;
 mod scram;
 
+pub use self::address_roles::{AddressRole, AddressRoles};
 pub use self::dial::{DialOptions, DialTarget, NewConnection, OnAnswer, open, send_cancel};
 pub use self::dial_error::{DialError, IdentityTrouble, TroubleKind};
 pub(in crate::data_path) use self::scram::hmac;

@@ -15,15 +15,14 @@ use crate::{
     config::{Config, PoolMode},
     data_path::{
         directory::{Directory, DirectoryError},
+        host_address::HostAddress,
         lock::locked,
         login::{failed_logins::FailedLogins, password_pace::PasswordPace},
         pool::TenantPools,
         proxy::Proxy,
         server::{DialOptions, dial::SimulatedHost},
         sessions::registry::Sessions,
-        tenant::{
-            Access, DirectoryChange, Host as TenantHost, HostAddress, Login, LoginKind, Tenant, TenantStatus,
-        },
+        tenant::{Access, DirectoryChange, Host as TenantHost, Login, LoginKind, Tenant, TenantStatus},
         worker::Worker,
     },
     metrics::Metrics,
@@ -49,7 +48,7 @@ impl Shape {
         tenant.generation = generation;
         tenant.host = Arc::new(TenantHost {
             name: "default".to_owned(),
-            address: HostAddress::Tcp { name: "db".to_owned(), port: 5432 },
+            addresses: Box::new([HostAddress::of("db", 5432)]),
             tls_mode: crate::config::TlsMode::Disable,
             tls_root_ca: None,
             max_connections: self.budget,
