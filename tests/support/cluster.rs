@@ -118,6 +118,50 @@ impl Cluster {
         self.running.take().expect("running").stop(Stop::Fast).unwrap();
     }
 
+    /// Stops it as a power failure does: nobody is told more than that, and the next start recovers.
+    pub fn stop_at_once(&mut self) {
+        self.running.take().expect("running").stop(Stop::Immediate).unwrap();
+    }
+
+    /// It takes no new connections, and stops when the last of those that are open has ended.
+    pub fn begin_smart_stop(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Waits until it has stopped by itself.
+    pub async fn stopped(&mut self) {
+        let running = self.running.as_mut().expect("running");
+        super::client::in_time("the end of PostgreSQL", async {
+            while running.exited().is_none() {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await; // A process does not wake its parent here.
+            }
+        })
+        .await;
+        self.running = None;
+    }
+
+    /// After `stop`: starts it as a standby of `primary`, which was its standby.
+    pub fn follow(&mut self, primary: &Cluster) {
+        let lines = format!(
+            "\nprimary_conninfo = 'host=127.0.0.1 port={} user={MASTER} password=''{MASTER_PASSWORD}'' '\n\
+             synchronous_standby_names = ''\n",
+            primary.port()
+        );
+        let file = self.data().join("postgresql.auto.conf");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text + &lines).unwrap();
+        let signal = self.data().join("standby.signal");
+        fs::write(&signal, "").unwrap();
+        self.local.owner().give(&signal).unwrap();
+        self.start_again();
+    }
+
+    /// Makes a standby the primary; returns when it accepts writes.
+    pub async fn promote(&self) {
+        let promoted = self.client("postgres").await.ask("SELECT pg_promote(true, 30)").await;
+        assert_eq!(promoted, "t", "{}", self.log_tail());
+    }
+
     /// Kills the postmaster; its children follow.
     pub fn kill_9(&mut self) {
         self.running.take().expect("running").kill().unwrap();
@@ -231,13 +275,53 @@ impl Builder {
         self
     }
 
-    pub fn start(mut self) -> Cluster {
+    pub fn start(self) -> Cluster {
+        let binaries = self.binaries.clone();
+        self.start_with(|local| copy_template(&binaries, local.data()))
+    }
+
+    /// A standby that streams from `primary`, and is up to date when this returns. It has the primary's settings.
+    pub async fn start_as_standby_of(mut self, primary: &Cluster) -> Cluster {
+        let own = ["port", "unix_socket_directories", "listen_addresses"];
+        self.settings =
+            primary.settings.iter().filter(|(name, _)| !own.contains(&&**name)).cloned().collect();
+        let program = self.binaries.program("pg_basebackup");
+        let standby = self.start_with(|local| {
+            let mut command = Command::new(&program);
+            command
+                .args([
+                    "--checkpoint=fast",
+                    "--no-sync",
+                    "--wal-method=stream",
+                    "--write-recovery-conf",
+                    "--pgdata",
+                ])
+                .arg(local.data())
+                .args(["--host=127.0.0.1", "--username", MASTER, "--port", &primary.port().to_string()])
+                .env("PGPASSWORD", MASTER_PASSWORD)
+                .current_dir("/");
+            let output = local.owner().run_as(&mut command).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        });
+        let master = primary.client("postgres").await;
+        let streams = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_lsn()";
+        super::client::in_time("a standby that is up to date", async {
+            while master.ask(streams).await == "0" {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        standby
+    }
+
+    /// `fill` makes the data folder.
+    fn start_with(mut self, fill: impl FnOnce(&LocalCluster)) -> Cluster {
         // Short, since a socket's path holds 107 bytes; and open to PostgreSQL's user, as a temporary folder is not.
         let folder = tempfile::Builder::new().prefix("pgl").tempdir_in("/tmp").unwrap();
         let local = LocalCluster::new(self.binaries.clone(), &folder.path().join("data")).unwrap();
         local.owner().give(folder.path()).unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        copy_template(&self.binaries, local.data());
+        fill(&local);
 
         let port = ReservedPort::take();
         for (name, value) in [

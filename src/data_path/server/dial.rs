@@ -191,23 +191,48 @@ pub async fn send_cancel(
     secret: &[u8],
     options: &DialOptions,
 ) -> io::Result<()> {
+    let request = cancel_request(process_id, secret)?;
+    let sent = async { request_cancel(connect_for_cancel(host, at, options).await?, &request).await };
+    let outcome = timeout(options.cancel_timeout, Box::pin(sent)).await;
+    outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// The same for a node, which passes it on to its session. Errors: [`io::ErrorKind::NotConnected`] if the node could not
+/// be reached `within` this time: then it has got nothing.
+pub async fn pass_on_cancel(
+    node: &Host,
+    within: Duration,
+    process_id: i32,
+    secret: &[u8],
+    options: &DialOptions,
+) -> io::Result<()> {
+    let request = cancel_request(process_id, secret)?;
+    let connected = timeout(within, Box::pin(connect_for_cancel(node, None, options))).await;
+    let stream = match connected {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(io::Error::new(io::ErrorKind::NotConnected, error)),
+        Err(_) => return Err(io::ErrorKind::NotConnected.into()),
+    };
+    let outcome = timeout(options.cancel_timeout, Box::pin(request_cancel(stream, &request))).await;
+    outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn cancel_request(process_id: i32, secret: &[u8]) -> io::Result<Vec<u8>> {
     let length = i32::try_from(secret.len() + 12).ok().filter(|_| !secret.is_empty());
-    let Some(length) = length else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let length = length.ok_or(io::ErrorKind::InvalidInput)?;
     let mut request = Vec::with_capacity(secret.len() + 12);
     for field in [length.to_be_bytes(), CANCEL_REQUEST.to_be_bytes(), process_id.to_be_bytes()] {
         request.extend_from_slice(&field);
     }
     request.extend_from_slice(secret);
-    let outcome = timeout(options.cancel_timeout, Box::pin(cancel(host, at, &request, options)));
-    outcome.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    Ok(request)
 }
 
-async fn cancel(
+async fn connect_for_cancel(
     host: &Host,
     at: Option<SocketAddr>,
-    request: &[u8],
     options: &DialOptions,
-) -> io::Result<()> {
+) -> io::Result<Stream> {
     // A cancel has no password: where TLS is optional, plain text is good enough.
     let (first, fallback) = match encryptions(host) {
         (Encryption::Plain, Some(_)) => (Encryption::IfOffered, Some(Encryption::Plain)),
@@ -217,10 +242,13 @@ async fn cancel(
         (Err(DialCause::Tls(_)), Some(fallback)) => connect(host, at, fallback, options).await,
         (outcome, _) => outcome,
     };
-    let mut stream = stream.map_err(|cause| match cause {
+    stream.map_err(|cause| match cause {
         DialCause::Unreachable(error) | DialCause::Unresolved(error) => error,
         other => io::Error::other(other.to_string()),
-    })?;
+    })
+}
+
+async fn request_cancel(mut stream: Stream, request: &[u8]) -> io::Result<()> {
     stream.write_all(request).await?;
     stream.flush().await?;
     // The server answers by closing the connection, perhaps with a reset or without TLS close_notify.

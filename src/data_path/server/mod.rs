@@ -9,7 +9,7 @@ mod login;
 mod reset;
 mod scram;
 
-pub use self::dial::{DialOptions, DialTarget, NewConnection, OnAnswer, open, send_cancel};
+pub use self::dial::{DialOptions, DialTarget, NewConnection, OnAnswer, open, pass_on_cancel, send_cancel};
 pub use self::dial_error::{DialError, IdentityTrouble, TroubleKind};
 pub(in crate::data_path) use self::scram::hmac;
 
