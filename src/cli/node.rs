@@ -1,5 +1,7 @@
 //! `pglobby node`: the running nodes.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use crate::{
@@ -9,7 +11,10 @@ use crate::{
         output::{self, Json},
         table::{self, answer, time},
     },
-    control_path::fleet::nodes::{self, NodeSummary},
+    control_path::{
+        directory::snapshot,
+        fleet::nodes::{self, NodeSummary},
+    },
 };
 
 /// List the running nodes, the pglobby processes that share the central database
@@ -25,14 +30,34 @@ enum Action {
     /// List nodes: version, since when they run, and where those that serve differ from each other
     #[command(after_help = "Example:\n  pglobby node list --json")]
     List(Json),
+    /// Write the snapshot of the directory for a new node, which starts with it while the central database is away
+    #[command(after_help = "Example:\n  pglobby node snapshot --file directory.snapshot")]
+    Snapshot(Snapshot),
+}
+
+#[derive(Debug, Args)]
+struct Snapshot {
+    /// File to write, mode 0600; an existing one is replaced
+    #[arg(long, value_name = "FILE")]
+    file: PathBuf,
 }
 
 impl NodeCommand {
     /// Runs the command.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let Action::List(command) = self.action;
-        let nodes = nodes::list(&actor(globals).await?.central).await?;
-        answer(command.json, &nodes, || print(&nodes));
+        let actor = actor(globals).await?;
+        match self.action {
+            Action::List(command) => {
+                let nodes = nodes::list(&actor.central).await?;
+                answer(command.json, &nodes, || print(&nodes));
+            }
+            Action::Snapshot(command) => {
+                let file = &command.file;
+                let (logins, tenants) =
+                    snapshot::write_file(&actor.central, &actor.keyring, &actor.name, file).await?;
+                output::line(format!("{}: {logins} logins, {tenants} tenants", file.display()));
+            }
+        }
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ mod tests;
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
-    path::Path,
+    path::{Path, PathBuf},
     thread::available_parallelism,
     time::Duration,
 };
@@ -78,6 +78,7 @@ fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment
             connection: tokio_postgres::Config::new(),
             tls: CentralTls { mode: TlsMode::Disable, root_ca: None },
         },
+        directory_snapshot: directory_snapshot(w, environment),
         keys_file: w.path("keys.file"),
         keys_text: environment("PGLOBBY_KEYS").filter(|text| !text.trim().is_empty()).map(SecretString::from),
         http_listen: http_listen(w),
@@ -145,6 +146,16 @@ fn server_tls(w: &mut Written<'_>) -> ServerTls {
         cert_file: w.path("server_tls_cert_file"),
         key_file: w.path("server_tls_key_file"),
     }
+}
+
+/// systemd names several folders with colons between them; the first one is ours.
+fn directory_snapshot(w: &mut Written<'_>, environment: Environment<'_>) -> Option<PathBuf> {
+    let of_service = || {
+        let folders = environment("STATE_DIRECTORY")?;
+        let first = folders.split(':').next().filter(|folder| !folder.is_empty())?;
+        Some(Path::new(first).join("directory.snapshot"))
+    };
+    w.path_or_off("directory_snapshot").unwrap_or_else(of_service)
 }
 
 /// A column of tables that people read.

@@ -64,6 +64,9 @@ pub struct Config {
     pub server_proves_itself: bool,
     /// The central database.
     pub central: Central,
+    /// `directory_snapshot`: the file that logins are admitted from while the central database is away. By default in
+    /// the folder that systemd gives the service (`STATE_DIRECTORY`), if there is one; `None` (`off`): no snapshot.
+    pub directory_snapshot: Option<PathBuf>,
     /// The key ring's file.
     pub keys_file: Option<PathBuf>,
     /// `PGLOBBY_KEYS`: the ring itself; the file is not looked at then.

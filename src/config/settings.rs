@@ -189,6 +189,8 @@ settings! {
         directory_fresh: Duration = "directory_fresh" duration(seconds(60)) AT_START,
         /// How long it is used while the central database is down.
         directory_stale: Duration = "directory_stale" duration(seconds(600)) AT_START,
+        /// How old the snapshot of the directory may be.
+        directory_snapshot_max_age: Duration = "directory_snapshot_max_age" duration(seconds(86_400)) AT_START,
         /// For one answer of the central database.
         central: Duration = "central_timeout" duration(seconds(5)) AT_START,
         /// How long `serve` waits for the central database at its start.

@@ -223,12 +223,22 @@ impl<'a> Written<'a> {
     /// A path; a relative one is relative to the file it was written in, or to the working folder if it came
     /// from a variable.
     pub fn path(&mut self, key: &'static str) -> Option<PathBuf> {
-        let from_variable = (self.environment)(&variable_of(key)).is_some();
         let written = self.text(key, |text| Ok(PathBuf::from(text)))?;
-        Some(match &self.folder {
+        Some(self.found_from(key, written))
+    }
+
+    /// The same; `Some(None)` for `off`.
+    pub fn path_or_off(&mut self, key: &'static str) -> Option<Option<PathBuf>> {
+        let written = self.text(key, |text| Ok((text != "off").then(|| PathBuf::from(text))))?;
+        Some(written.map(|written| self.found_from(key, written)))
+    }
+
+    fn found_from(&self, key: &str, written: PathBuf) -> PathBuf {
+        let from_variable = (self.environment)(&variable_of(key)).is_some();
+        match &self.folder {
             Some(folder) if !from_variable => folder.join(written),
             _ => written,
-        })
+        }
     }
 
     /// A list: an array of strings, or one string with commas.

@@ -12,11 +12,16 @@ use crate::{
             host_addresses,
             host_budget::{SERVER_LIMITS, ServerLimits, TENANT_ROLES},
         },
-        central::{Central, CentralError, causes, tls::CentralTlsConnector},
+        central::{
+            Central, CentralError, causes,
+            servers::{self, CentralServer, Role},
+            tls::CentralTlsConnector,
+        },
+        directory::snapshot,
         fleet::nodes,
         init::{keyring_origin, open_to_public},
         migrations,
-        secrets::{keyring::Keyring, seal::SecretLocation},
+        secrets::{keyring::Keyring, keyring_reload::ReloadableKeyring, seal::SecretLocation},
     },
     data_path::host_address::HostAddress,
     wire::tls::{
@@ -70,6 +75,8 @@ pub async fn check(config: &Config) -> Vec<Check> {
         }),
     ));
 
+    checks.extend(snapshot(config));
+    checks.extend(central_servers(config).await);
     let (central, client, version) = match enter(config).await {
         Ok(entered) => entered,
         Err(detail) => {
@@ -108,6 +115,55 @@ async fn enter(config: &Config) -> Result<(Central, Client, i32), String> {
     let client = central.connect_to(central.database()).await.map_err(|error| error.to_string())?;
     let version = migrations::require_usable(&client).await.map_err(|error| error.to_string())?;
     Ok((central, client, version))
+}
+
+/// Where the URL names several servers: the one that takes writes, and those that stand by.
+async fn central_servers(config: &Config) -> Vec<Check> {
+    let servers = servers::look(config).await;
+    let looks_for_primary = servers::looks_for_primary(config);
+    let check = |server: &CentralServer| {
+        let name = format!("central server {}", server.place);
+        match &server.found {
+            Ok(Role { is_primary: true, version }) => {
+                Check::passed(name, format!("takes writes, PostgreSQL {version}"))
+            }
+            Ok(Role { version, .. }) if looks_for_primary => {
+                Check::passed(name, format!("stands by, PostgreSQL {version}"))
+            }
+            Ok(_) => Check::failed(
+                name,
+                "stands by, and nodes would use it; add target_session_attrs=read-write to central.url",
+            ),
+            Err(error) => Check::failed(name, error.clone()),
+        }
+    };
+    servers.iter().map(check).collect()
+}
+
+/// The file that `serve` would begin with if the central database were away.
+fn snapshot(config: &Config) -> Option<Check> {
+    let path = config.directory_snapshot.as_ref()?;
+    let keyring = ReloadableKeyring::load(config).ok()?;
+    let database = config.central.connection.get_dbname().unwrap_or_default();
+    let name = "directory snapshot";
+    Some(match snapshot::examine(config, database, keyring) {
+        Ok(found) => Check::passed(
+            name,
+            format!(
+                "{}: {} s old, {} logins, {} tenants, {} changed since; taken by {}",
+                path.display(),
+                found.age.as_secs(),
+                found.logins,
+                found.tenants,
+                found.changed,
+                found.origin
+            ),
+        ),
+        Err(refused) if refused.is_missing() => {
+            Check::passed(name, format!("{}: not there yet; `pglobby serve` writes it", path.display()))
+        }
+        Err(refused) => Check::failed(name, refused.to_string()),
+    })
 }
 
 /// Nodes of two versions are part of every rollout; with two key rings, one cannot open what another seals. An

@@ -7,7 +7,6 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use deadpool_postgres::Object;
 use tokio::sync::{Notify, mpsc};
 use tracing::{info, warn};
 
@@ -15,17 +14,13 @@ use crate::{
     config::{Config, TlsMode},
     control_path::{
         admin::{actor::AdminContext, host_budget},
-        central::{
-            Central, CentralError, causes,
-            change_barrier::ChangeBarrier,
-            change_feed::{self, FeedEvent},
-            cluster_cancel,
-            move_pause::MovePauses,
-        },
+        beginning::{self, Beginning},
+        central::{Central, CentralError, causes, change_barrier::ChangeBarrier, cluster_cancel},
         console::{self, ConsoleContext, Request, StatsWindow},
         directory::CentralDirectory,
         fleet::{Fleet, identity::Identity, membership, nodes, registration::Registration},
-        http, migrations,
+        follow_changes::{self, Follower},
+        http,
         onboarding::{abandoned, adopt::complete_grants, repair::mending},
         rhythm,
         secrets::keyring_reload::ReloadableKeyring,
@@ -48,12 +43,6 @@ use crate::{
 
 /// Queue of requests to the owner of the process. RELOAD and SHUTDOWN are rare.
 const REQUESTS_MAX: usize = 8;
-
-/// Notifications read and not yet applied. Beyond this the connection is not read until some are applied.
-const EVENTS_MAX: usize = 4096;
-
-/// Wait between attempts to reach the central database at the start.
-const START_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long the end of the process waits for its servers to close, and how often it looks.
 const SERVERS_CLOSED_WITHIN: Duration = Duration::from_secs(1);
@@ -85,7 +74,8 @@ pub struct Node {
 #[error("{0}")]
 pub struct NodeError(String);
 
-fn refused(error: impl std::error::Error + 'static) -> NodeError {
+/// Any error, in one sentence.
+pub(super) fn refused(error: impl std::error::Error + 'static) -> NodeError {
     NodeError(causes(&error))
 }
 
@@ -98,16 +88,14 @@ impl Node {
     pub async fn start(config: Config) -> Result<Self, NodeError> {
         let keyring = Arc::new(ReloadableKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;
-        let schema = migrations::require_usable(&**first_client(&central, &config).await?).await;
-        report_schema(schema.map_err(refused)?);
+        let directory = CentralDirectory::new(central.clone(), keyring.clone(), &config);
+        let beginning = beginning::begin(&central, &directory, &config).await?;
         let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
         let dial = Arc::new(ArcSwap::from_pointee(DialOptions::new(&config).map_err(refused)?));
         let http = config.http_listen.map(http::bind).transpose().map_err(NodeError)?;
         let listeners = Listeners::bind(&config).map_err(NodeError)?;
         let workers = Workers::start(config.worker_threads).map_err(refused)?;
 
-        let directory = CentralDirectory::new(central.clone(), keyring.clone(), &config);
-        directory.load_mock_salt().await.map_err(refused)?;
         let identity = Identity::new(&config, &listeners.addresses());
         let registration = Arc::new(Registration::new(identity, keyring.clone()));
         let cancels_max = config.limits.cancels_max;
@@ -133,10 +121,15 @@ impl Node {
             tls,
             directory: directory.clone(),
             pools,
-            sessions: Arc::new(Sessions::default()),
+            sessions: Arc::new(Sessions::of_process(&registration.identity.process)),
             workers: threads.clone(),
             console: console::entry(console_context.clone()),
-            foreign_cancel: cluster_cancel::messenger(central.clone(), cancels_max),
+            foreign_cancel: cluster_cancel::messenger(
+                central.clone(),
+                fleet.peers.clone(),
+                dial.clone(),
+                cancels_max,
+            ),
             connection_limits: Arc::default(),
             login_turns: Arc::default(),
             failed_logins: FailedLogins::default(),
@@ -144,9 +137,15 @@ impl Node {
             metrics,
         });
         console::serve_other_nodes(proxy.clone(), console_context);
-        fleet.join().await;
+        match &beginning {
+            Beginning::Central => fleet.join().await,
+            Beginning::Snapshot(about) => fleet.begin_without_central(about),
+        }
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
-        let tasks = spawn_tasks(context, &proxy, directory, fleet, window, http);
+        let mut tasks = spawn_tasks(context, &proxy, directory.clone(), fleet, window, http);
+        if let Beginning::Snapshot(_) = beginning {
+            tasks.push(tokio::spawn(beginning::make_up(central.clone(), directory)));
+        }
         let accepting = listeners.serve(&proxy).map_err(refused)?;
         for address in listeners.addresses() {
             info!(%address, "accepting clients");
@@ -246,54 +245,24 @@ fn spawn_tasks(
 ) -> Vec<tokio::task::JoinHandle<()>> {
     let AdminContext { central, barrier, .. } = context.clone();
     let told = Arc::<Notify>::default();
-    let told_of = (fleet.clone(), told.clone());
+    let follower = Follower::new(&central, proxy, &directory, barrier, &fleet, told.clone());
     let mut tasks = vec![
-        tokio::spawn(follow(central.clone(), proxy.clone(), directory.clone(), barrier, told_of)),
+        tokio::spawn(follow_changes::follow(central.clone(), follower)),
         tokio::spawn(nodes::warn_of_differences(central.clone(), fleet.clone())),
-        tokio::spawn(membership::keep(central, fleet, proxy.pools.clone(), told)),
+        tokio::spawn(membership::keep(central, fleet.clone(), proxy.pools.clone(), told)),
         tokio::spawn(maintain(proxy.clone(), window)),
         tokio::spawn(timeouts::watch(proxy.sessions.clone(), proxy.config.clone(), proxy.workers.clone())),
         tokio::spawn(abandoned::watch(context.clone(), proxy.metrics.clone())),
         tokio::spawn(host_budget::warn_at_start(context.actor("pglobby"))),
+        tokio::spawn({
+            let (directory, node) = (directory.clone(), fleet.name().to_owned());
+            async move { directory.keep_snapshot(&node).await }
+        }),
     ];
     if let Some(listener) = http {
         tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), directory, context)));
     }
     tasks
-}
-
-/// A connection to the central database. Retries if the database is still starting, for example after a
-/// restart of the machine or a failover. Other errors are returned at once.
-async fn first_client(central: &Central, config: &Config) -> Result<Object, NodeError> {
-    let begun = Instant::now();
-    let mut is_logged = false;
-    loop {
-        let error = match central.client().await {
-            Ok(client) => return Ok(client),
-            Err(error) => error,
-        };
-        if !error.passes() || begun.elapsed() >= config.timeouts.central_start {
-            return Err(refused(error));
-        }
-        if !std::mem::replace(&mut is_logged, true) {
-            warn!(side = "central", %error, "waiting for the central database, for central_start_timeout at most");
-        }
-        tokio::time::sleep(START_PAUSE).await;
-    }
-}
-
-/// Logs a schema of another version that the node works with.
-fn report_schema(found: i32) {
-    let known = migrations::latest();
-    if found < known {
-        warn!(
-            found,
-            known,
-            "the central schema is older than this pglobby; what needs the newer one is off until `pglobby init`"
-        );
-    } else if found > known {
-        info!(found, known, "the central schema is newer than this pglobby, and works with it");
-    }
 }
 
 fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {
@@ -332,65 +301,6 @@ fn looking(central: Central, directory: Arc<CentralDirectory>) -> TenantLookup {
             directory.tenant_by_id(id).await.ok().flatten()
         })
     })
-}
-
-/// Applies changes of the central database to pools and sessions, in commit order.
-async fn follow(
-    central: Central,
-    proxy: Arc<Proxy>,
-    directory: Arc<CentralDirectory>,
-    barrier: Arc<ChangeBarrier>,
-    (fleet, leases_told): (Arc<Fleet>, Arc<Notify>),
-) {
-    let (sender, mut events) = mpsc::channel(EVENTS_MAX);
-    let metrics = proxy.metrics.clone();
-    let mut move_pauses = MovePauses::new(central.clone(), proxy.clone());
-    let listening = change_feed::follow(central, sender, move |listening| {
-        metrics.set_central_reachable(listening);
-        directory.set_listening(listening);
-    });
-    let applying = async {
-        loop {
-            let event = tokio::select! {
-                event = events.recv() => event,
-                () = tokio::time::sleep(HOUSEKEEPING), if move_pauses.must_retry() => {
-                    move_pauses.apply().await;
-                    continue;
-                }
-                () = tokio::time::sleep(HOUSEKEEPING), if fleet.pauses.must_retry() => {
-                    fleet.pauses.follow().await;
-                    continue;
-                }
-            };
-            let Some(event) = event else { return };
-            match event {
-                FeedEvent::Changed(change) => {
-                    let may_move = matches!(change, DirectoryChange::Tenant(_) | DirectoryChange::Everything);
-                    let may_have_missed_others = change == DirectoryChange::Everything;
-                    proxy.apply(change).await;
-                    if may_move {
-                        move_pauses.apply().await;
-                    }
-                    if may_have_missed_others {
-                        fleet.catch_up().await;
-                    }
-                }
-                FeedEvent::Leases { node } if fleet.registration.id() != Some(node) => {
-                    leases_told.notify_one()
-                }
-                FeedEvent::Leases { .. } => {}
-                FeedEvent::HostFull(host) => proxy.pools.make_room(&host),
-                FeedEvent::Barrier(payload) => barrier.arrived(&payload),
-                FeedEvent::Fleet(payload) => fleet.notified(&payload).await,
-                // Without waiting for its end: the client that asked is at another node.
-                FeedEvent::Cancel(key) => {
-                    drop(proxy.sessions.find(key.process_id, &key.secret).map(|session| session.cancel()))
-                }
-            }
-        }
-    };
-    tokio::join!(listening, applying);
-    warn!(side = "central", "stopped following changes");
 }
 
 async fn maintain(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {

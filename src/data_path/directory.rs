@@ -15,6 +15,9 @@ pub enum DirectoryError {
     /// The central database did not answer, and the cache has no usable row.
     #[error("{0}")]
     Unavailable(Arc<str>),
+    /// The central database did not answer, and the snapshot of it has no such row: it may have been made since.
+    #[error("{0}; the snapshot has no such row")]
+    NotInSnapshot(Arc<str>),
     /// The row exists and is invalid(its sealed password does not open, …). Other rows are not affected.
     #[error("{0}")]
     Broken(Arc<str>),
@@ -31,6 +34,16 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
 
     /// The tenant with that id, tombstones included.
     async fn tenant_by_id(&self, id: i64) -> Result<Option<Arc<Tenant>>, DirectoryError>;
+
+    /// The same as the central database has it now, for sessions that are open: nothing that is only remembered counts.
+    async fn confirmed_login(&self, name: &str) -> Result<Option<Arc<Login>>, DirectoryError> {
+        self.login(name).await
+    }
+
+    /// The same of a tenant, by its id.
+    async fn confirmed_tenant(&self, id: i64) -> Result<Option<Arc<Tenant>>, DirectoryError> {
+        self.tenant_by_id(id).await
+    }
 
     /// Whether the central database answers and reports changes, so that a cached row is known to be current.
     fn is_current(&self) -> bool;

@@ -3,12 +3,13 @@
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::oneshot;
 use tracing::warn;
 
 use crate::{
     config::Config,
     data_path::{
-        directory::Directory,
+        directory::{Directory, DirectoryError},
         login::{
             authentication::AuthContext,
             connection_limits::{ConnectionLimits, ConnectionPermit},
@@ -19,7 +20,10 @@ use crate::{
             tenant_routing::{access_to, admit},
         },
         pool::{Pool, SessionCount, TenantPools},
-        sessions::registry::{SessionHandle, Sessions},
+        sessions::{
+            passed_on::PassedOn,
+            registry::{SessionHandle, Sessions},
+        },
         tenant::{Access, DirectoryChange, Login, Tenant, allowed_from},
         worker::Worker,
     },
@@ -48,8 +52,18 @@ pub struct ConsoleClient {
 /// The admin console; the control path implements it.
 pub type Console = Arc<dyn Fn(ConsoleClient) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
-/// Forwards a cancel request for a session of another node; the control path implements it.
-pub type ClusterCancel = Arc<dyn Fn(i32, Vec<u8>) + Send + Sync>;
+/// Passes on a cancel request that no session of this node has; the control path implements it. The receiver resolves,
+/// with an error, when the cancel is complete as far as this node can know.
+pub type ClusterCancel = Arc<dyn Fn(ForeignCancel) -> oneshot::Receiver<()> + Send + Sync>;
+
+/// A cancel request for a session of another node.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ForeignCancel {
+    pub process_id: i32,
+    pub secret: Vec<u8>,
+    /// Another node has passed it on to this one, which it took for the session's.
+    pub was_passed_on: bool,
+}
 
 /// What all clients share.
 pub struct Proxy {
@@ -96,21 +110,28 @@ impl Proxy {
         }
     }
 
-    /// Serves a cancel request, or forwards it to the node that has the session. Returns when the cancel is
-    /// complete here. An unknown key makes no difference. In session mode the process number is a server's
+    /// Serves a cancel request, or passes it on to the node that has the session. Returns when the cancel is
+    /// complete. An unknown key makes no difference. In session mode the process number is a server's
     /// and does not tell the node.
     pub async fn cancel(&self, process_id: i32, secret: &[u8]) {
+        let (secret, passed_on) = PassedOn::of(secret);
         // The session itself is not kept: if it ends first, its mailbox goes, and this resolves.
         let cancelled = self.sessions.find(process_id, secret).map(|session| session.cancel());
-        if let Some(cancelled) = cancelled {
-            let _ = cancelled.await;
-        } else if !self.sessions.is_ours(process_id) {
-            (self.foreign_cancel)(process_id, secret.to_vec());
-        }
+        let cancelled = match (cancelled, passed_on) {
+            (Some(cancelled), _) => cancelled,
+            (None, Some(PassedOn::ToAll)) => return,
+            (None, _) if self.sessions.is_ours(process_id) => return,
+            (None, passed_on) => {
+                let was_passed_on = passed_on.is_some();
+                (self.foreign_cancel)(ForeignCancel { process_id, secret: secret.to_vec(), was_passed_on })
+            }
+        };
+        let _ = cancelled.await;
     }
 
-    /// Applies a change in the central database to the pools and sessions that it affects.
-    pub async fn apply(&self, change: DirectoryChange) {
+    /// Applies a change in the central database to the pools and sessions that it affects. `false`: some of them could
+    /// not be looked up, so that [`Self::confirm_all`] must be called when the central database answers.
+    pub async fn apply(&self, change: DirectoryChange) -> bool {
         self.directory.forget(&change);
         // Before the sessions are visited: a login in progress is among them, or sees this count.
         self.connection_limits.changed();
@@ -118,31 +139,38 @@ impl Proxy {
             DirectoryChange::Tenant(id) => self.tenant_changed(id).await,
             DirectoryChange::Login(id) => self.logins_changed(|session| session.login.id == id).await,
             // No session can use a name that is new.
-            DirectoryChange::TenantName(_) | DirectoryChange::LoginName(_) => {}
+            DirectoryChange::TenantName(_) | DirectoryChange::LoginName(_) => true,
             DirectoryChange::Host(name) => self.tenants_changed(|host| host == name).await,
-            DirectoryChange::Everything => {
-                self.tenants_changed(|_| true).await;
-                self.logins_changed(|_| true).await;
-            }
+            DirectoryChange::Everything => self.confirm_all().await,
         }
     }
 
-    async fn tenants_changed(&self, on_host: impl Fn(&str) -> bool) {
+    /// Compares all pools and sessions with the central database. Logins first, because they may have been revoked.
+    /// `false`: some of them could not be looked up. A row that is there and invalid counts as looked up.
+    pub async fn confirm_all(&self) -> bool {
+        self.logins_changed(|_| true).await && self.tenants_changed(|_| true).await
+    }
+
+    async fn tenants_changed(&self, on_host: impl Fn(&str) -> bool) -> bool {
         let pools = self.pools.all().into_iter().filter(|pool| on_host(&pool.tenant.host.name));
         let mut ids: Vec<i64> = pools.map(|pool| pool.tenant.id).collect();
         ids.sort_unstable();
         ids.dedup();
         for id in ids {
-            self.tenant_changed(id).await;
+            if !self.tenant_changed(id).await {
+                return false;
+            }
         }
+        true
     }
 
-    async fn tenant_changed(&self, id: i64) {
-        let tenant = match self.directory.tenant_by_id(id).await {
+    async fn tenant_changed(&self, id: i64) -> bool {
+        let tenant = match self.directory.confirmed_tenant(id).await {
             Ok(tenant) => tenant,
             // Sessions go on; the next notification or the reconnect repeats the change.
             Err(error) => {
-                return warn!(tenant = id, side = "central", %error, "cannot look up a changed tenant");
+                warn!(tenant = id, side = "central", %error, "cannot look up a changed tenant");
+                return matches!(error, DirectoryError::Broken(_));
             }
         };
         let client_error = match &tenant {
@@ -157,7 +185,7 @@ impl Proxy {
             self.sessions
                 .end(&reason, |session| session.is_at(id) && !allowed_from(&tenant.allow_from, session.peer));
         }
-        let Some(client_error) = client_error else { return };
+        let Some(client_error) = client_error else { return true };
         let reason = ClientError::Ended(client_error.to_string());
         if tenant.is_some_and(|tenant| tenant.drain) {
             for session in self.sessions.all().into_iter().filter(|session| session.is_at(id)) {
@@ -166,16 +194,22 @@ impl Proxy {
         } else {
             self.sessions.end(&reason, |session| session.is_at(id));
         }
+        true
     }
 
-    async fn logins_changed(&self, concerns: impl Fn(&SessionHandle) -> bool) {
+    async fn logins_changed(&self, concerns: impl Fn(&SessionHandle) -> bool) -> bool {
         for session in self.sessions.all().into_iter().filter(|session| concerns(session)) {
-            self.login_changed(&session).await;
+            match self.directory.confirmed_login(&session.login.name).await {
+                Ok(login) => self.login_changed(&session, login),
+                Err(DirectoryError::Broken(_)) => {}
+                // The others would have to wait as long for no answer.
+                Err(DirectoryError::Unavailable(_) | DirectoryError::NotInSnapshot(_)) => return false,
+            }
         }
+        true
     }
 
-    async fn login_changed(&self, session: &SessionHandle) {
-        let Ok(login) = self.directory.login(&session.login.name).await else { return };
+    fn login_changed(&self, session: &SessionHandle, login: Option<Arc<Login>>) {
         let stays = login.filter(|login| {
             let tenant_access = session.tenant_access();
             session.is_admitted_by(login)
@@ -191,7 +225,9 @@ impl Proxy {
 
     /// Applies the changes that a session missed between the look-up of its login and its registration.
     pub async fn look_again_at(&self, session: &SessionHandle) {
-        self.login_changed(session).await;
+        if let Ok(login) = self.directory.login(&session.login.name).await {
+            self.login_changed(session, login);
+        }
         let Some(tenant_access) = session.tenant_access() else { return };
         if let Ok(tenant) = self.directory.tenant_by_id(tenant_access.tenant.id).await
             && let Some(client_error) =

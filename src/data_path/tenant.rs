@@ -185,7 +185,7 @@ pub struct Grant {
 }
 
 /// A change in the central database, from `NOTIFY pglobby_changed`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum DirectoryChange {
     /// A tenant's row, by id.
     Tenant(i64),

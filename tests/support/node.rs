@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::{Child, ExitStatus},
 };
 
@@ -59,6 +60,11 @@ impl Node {
     /// Its console, for the administrator that [`Proxy::console`] has made.
     pub async fn console(&self) -> Client {
         self.caller("console_admin", "console secret", "pglobby").connect().await
+    }
+
+    /// Its files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub fn port(&self) -> u16 {

@@ -69,10 +69,6 @@ impl Proxy {
         Builder { cluster: None, tenants: Vec::new(), config: BTreeMap::new(), environment: Vec::new() }
     }
 
-    pub fn folder(&self) -> &Path {
-        self.node.folder.path()
-    }
-
     pub fn config_file(&self) -> PathBuf {
         self.node.folder.path().join("proxy.toml")
     }

@@ -30,6 +30,19 @@ fn the_smallest_file_has_every_default() {
 }
 
 #[test]
+fn the_snapshot_is_in_the_folder_of_the_service_unless_another_place_is_given() {
+    let place = |text: &str, variables: &[(&str, &str)]| {
+        read_with(&format!("{text}\n{CENTRAL}"), variables).unwrap().directory_snapshot
+    };
+    let of_service = [("STATE_DIRECTORY", "/var/lib/pglobby:/var/lib/other")];
+    assert_eq!(place("", &[]), None);
+    assert_eq!(place("", &of_service), Some(PathBuf::from("/var/lib/pglobby/directory.snapshot")));
+    let given = "directory_snapshot = \"here/it.is\"";
+    assert_eq!(place(given, &of_service), Some(PathBuf::from("/etc/pglobby/here/it.is")));
+    assert_eq!(place("directory_snapshot = \"off\"", &of_service), None);
+}
+
+#[test]
 fn every_problem_is_said_at_once_with_its_line() {
     let text = format!(
         "query_wait_timeout = 30\nstatement_inspect_max = 256\nlisten_prot = 6432\ndefault_pool_size = 0\n\

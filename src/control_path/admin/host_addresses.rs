@@ -1,11 +1,11 @@
 //! The addresses of a host: as an operator writes them, and in the columns `address`, `port` and `more_addresses` of
 //! `pglobby.hosts`. The first one is where an older pglobby finds it.
 
-use tokio_postgres::{GenericClient, Row};
+use tokio_postgres::GenericClient;
 
 use super::actor::AdminError;
 use crate::{
-    control_path::central::causes,
+    control_path::directory::columns::Columns,
     data_path::host_address::{ADDRESSES_MAX, DEFAULT_PORT, HostAddress},
 };
 
@@ -63,16 +63,14 @@ pub async fn store(
     Ok(())
 }
 
-/// The addresses in a row with the three columns; a missing `more_addresses` is to be read as an empty list.
+/// The addresses in a row with the three columns. An older snapshot has no `more_addresses`.
 ///
 /// # Errors
 /// What is wrong with the row, in words.
-pub fn of_row(row: &Row) -> Result<Vec<HostAddress>, String> {
-    let unreadable = |error: tokio_postgres::Error| causes(&error);
-    let port = row.try_get::<_, i32>("port").map_err(unreadable)?;
-    let port = u16::try_from(port).map_err(|_| "a port beyond 65535")?;
-    let first = HostAddress::of(row.try_get("address").map_err(unreadable)?, port);
-    let more: Vec<&str> = row.try_get("more_addresses").map_err(unreadable)?;
-    let more = more.into_iter().map(|text| HostAddress::parse(text, DEFAULT_PORT));
+pub fn of_row(row: &impl Columns) -> Result<Vec<HostAddress>, String> {
+    let port = u16::try_from(row.column::<i32>("port")?).map_err(|_| "a port beyond 65535")?;
+    let first = HostAddress::of(row.column("address")?, port);
+    let more: Option<Vec<&str>> = row.column("more_addresses")?;
+    let more = more.unwrap_or_default().into_iter().map(|text| HostAddress::parse(text, DEFAULT_PORT));
     std::iter::once(Ok(first)).chain(more).take(ADDRESSES_MAX).collect()
 }

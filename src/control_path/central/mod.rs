@@ -7,6 +7,7 @@ pub mod change_barrier;
 pub mod change_feed;
 pub mod cluster_cancel;
 pub mod move_pause;
+pub mod servers;
 pub mod tls;
 
 use std::{error::Error, sync::Arc, time::Duration};

@@ -50,6 +50,7 @@ fn places(config: &Config) -> Vec<Setting> {
         ("unix_socket_dir", path(&config.unix_socket_dir), AT_START),
         ("node_name", config.node_name.clone().unwrap_or_default(), AT_START),
         ("node_address", config.node_address.clone().unwrap_or_default(), AT_START),
+        ("directory_snapshot", path(&config.directory_snapshot), AT_START),
         ("worker_threads", config.worker_threads.to_string(), AT_START),
         ("tenant_host_suffixes", config.tenant_host_suffixes.join(","), CHANGEABLE),
         ("maintenance_databases", config.maintenance_databases.join(","), CHANGEABLE),

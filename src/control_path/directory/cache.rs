@@ -1,5 +1,6 @@
 //! A cache of rows by key. A fresh row is used. A stale row is refreshed, and used if the refresh takes too
-//! long. A changed row is never used. There is one look-up at a time for each key.
+//! long. An outdated row waits longer for its refresh. A changed row is never used. There is one look-up at a time
+//! for each key.
 //!
 //! A missing name is cached like a row and for as long, so that no response time tells which names exist.
 
@@ -17,7 +18,10 @@ use std::{
 };
 
 use moka::{Expiry, future::Cache};
-use tokio::{sync::SetOnce, time::timeout};
+use tokio::{
+    sync::{Notify, SetOnce},
+    time::timeout,
+};
 
 use super::{
     invalidation::{ChangeCounts, DependsOn, Validity},
@@ -33,6 +37,8 @@ use crate::{
 const BROKEN_FRESH: Duration = Duration::from_secs(1);
 /// How long a caller with a stale row waits for its refresh.
 const REFRESH_PATIENCE: Duration = Duration::from_millis(50);
+/// The same for a row that quotes one that has changed.
+const OUTDATED_PATIENCE: Duration = Duration::from_secs(1);
 /// Pause after a failed refresh of a stale row.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
@@ -80,6 +86,8 @@ pub struct CacheShared {
     pub lookups: Arc<LookupLimit>,
     /// Durations of look-ups.
     pub pace: Arc<ResponsePace>,
+    /// Notified when a row was used that the central database could not confirm.
+    pub unconfirmed: Arc<Notify>,
 }
 
 struct Entry<V> {
@@ -104,7 +112,12 @@ enum LookupMiss<V> {
 #[derive(Debug, PartialEq, Eq)]
 enum Freshness {
     Fresh,
+    /// Older than `directory_fresh`.
     Stale,
+    /// It may have changed while no notifications were received.
+    Doubtful,
+    /// A row that it quotes has changed.
+    Outdated,
     Nothing,
 }
 
@@ -149,6 +162,43 @@ where
         })
     }
 
+    /// The row of `key` as the central database has it now. A row in the cache counts only if notifications have been
+    /// received since it was read.
+    ///
+    /// # Errors
+    /// [`DirectoryError`], after `central_timeout` at most.
+    pub async fn confirmed<L, F>(&self, key: K, look_up: L) -> Result<Option<Arc<V>>, DirectoryError>
+    where
+        L: Fn() -> F,
+        F: Future<Output = Result<Lookup<V>, CentralError>> + Send + 'static,
+    {
+        if let Some(entry) = self.remembered(&key).await {
+            match self.freshness(&key, &entry) {
+                Freshness::Fresh => return entry.answer.get(),
+                Freshness::Nothing => {}
+                Freshness::Stale | Freshness::Doubtful | Freshness::Outdated => {
+                    // Not replaced before it is read: until then, others may use it.
+                    let renewed = self.look_up(look_up()).await?;
+                    self.keep(key, renewed.clone()).await;
+                    return renewed.answer.get();
+                }
+            }
+        }
+        self.get(key, look_up).await
+    }
+
+    /// Keeps a row that was looked up by another key.
+    pub async fn adopt<O>(&self, key: K, other: &RowCache<O, V>, by: &O)
+    where
+        O: Hash + Eq + Clone + Debug + Send + Sync + 'static,
+    {
+        if let Some(entry) = other.remembered(by).await
+            && other.freshness(by, &entry) == Freshness::Fresh
+        {
+            self.keep(key, entry.copy()).await;
+        }
+    }
+
     async fn recall_or_wait<L, F>(&self, key: K, look_up: L) -> Result<Option<Arc<V>>, DirectoryError>
     where
         L: Fn() -> F,
@@ -159,8 +209,13 @@ where
             if let Some(entry) = self.remembered(&key).await {
                 match self.freshness(&key, &entry) {
                     Freshness::Fresh => return entry.answer.get(),
-                    Freshness::Stale => {
-                        if let Some(entry) = self.refresh(&key, entry, &look_up).await {
+                    Freshness::Stale | Freshness::Doubtful => {
+                        if let Some(entry) = self.refresh(&key, entry, REFRESH_PATIENCE, &look_up).await {
+                            return entry.answer.get();
+                        }
+                    }
+                    Freshness::Outdated => {
+                        if let Some(entry) = self.refresh(&key, entry, OUTDATED_PATIENCE, &look_up).await {
                             return entry.answer.get();
                         }
                     }
@@ -226,12 +281,19 @@ where
 
     /// Refreshes a stale row in a task of its own, so that neither a slow answer nor a client that leaves
     /// delays other callers. Waits a little for it. `None`: the row has changed.
-    async fn refresh<L, F>(&self, key: &K, stale: Arc<Entry<V>>, look_up: &L) -> Option<Arc<Entry<V>>>
+    async fn refresh<L, F>(
+        &self,
+        key: &K,
+        stale: Arc<Entry<V>>,
+        patience: Duration,
+        look_up: &L,
+    ) -> Option<Arc<Entry<V>>>
     where
         L: Fn() -> F,
         F: Future<Output = Result<Lookup<V>, CentralError>> + Send + 'static,
     {
         if Instant::now() < stale.retry_at {
+            self.note_if_unconfirmed(key, &stale);
             return Some(stale);
         }
         if !stale.refreshing.swap(true, Ordering::AcqRel) {
@@ -242,9 +304,24 @@ where
                 let _ = stale.refreshed.set(());
             });
         }
-        let _ = timeout(REFRESH_PATIENCE, stale.refreshed.wait()).await;
+        let _ = timeout(patience, stale.refreshed.wait()).await;
+        let since = stale.since;
         let newest = self.remembered(key).await.unwrap_or(stale);
-        (self.freshness(key, &newest) != Freshness::Nothing).then_some(newest)
+        match self.freshness(key, &newest) {
+            Freshness::Nothing => None,
+            // Read again, by a look-up that began before the change.
+            Freshness::Outdated if newest.since > since => None,
+            _ => {
+                self.note_if_unconfirmed(key, &newest);
+                Some(newest)
+            }
+        }
+    }
+
+    fn note_if_unconfirmed(&self, key: &K, entry: &Entry<V>) {
+        if matches!(self.freshness(key, entry), Freshness::Doubtful | Freshness::Outdated) {
+            self.shared.unconfirmed.notify_one();
+        }
     }
 
     async fn keep(&self, key: K, entry: Arc<Entry<V>>) {
@@ -262,34 +339,42 @@ where
             // Any change may have repaired it.
             Lookup::Broken(_) if self.shared.changes.count() > entry.since => Validity::Changed,
             Lookup::Broken(_) => Validity::Unchanged,
-            Lookup::Found(_) | Lookup::Absent => {
-                let appearance = (self.appearance)(key);
-                self.shared.changes.validity(entry.since, &Remembered { entry, appearance })
-            }
+            answer @ (Lookup::Found(_) | Lookup::Absent) => self
+                .shared
+                .changes
+                .validity(entry.since, &Answer { answer, appearance: (self.appearance)(key) }),
         };
         match validity {
             Validity::Changed => Freshness::Nothing,
             _ if now >= entry.usable_until => Freshness::Nothing,
+            Validity::Outdated => Freshness::Outdated,
+            Validity::Doubtful => Freshness::Doubtful,
             Validity::Unchanged if now < entry.fresh_until => Freshness::Fresh,
-            _ => Freshness::Stale,
+            Validity::Unchanged => Freshness::Stale,
         }
     }
 }
 
-/// A cached entry, and what it depends on.
-struct Remembered<'a, V> {
-    entry: &'a Entry<V>,
-    appearance: DirectoryChange,
+/// The answer of a look-up, and what it depends on.
+pub struct Answer<'a, V> {
+    /// The answer.
+    pub answer: &'a Lookup<V>,
+    /// The change that reports a new row for its key.
+    pub appearance: DirectoryChange,
 }
 
-impl<V: DependsOn> DependsOn for Remembered<'_, V> {
+impl<V: DependsOn> DependsOn for Answer<'_, V> {
     fn depends_on_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
-        match &self.entry.answer {
+        match self.answer {
             Lookup::Found(value) => {
                 value.depends_on_any(changed) || value.frees_its_name() && changed(&self.appearance)
             }
             Lookup::Absent | Lookup::Broken(_) => changed(&self.appearance),
         }
+    }
+
+    fn quotes_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
+        matches!(self.answer, Lookup::Found(value) if value.quotes_any(changed))
     }
 }
 
@@ -322,11 +407,20 @@ impl<V> Entry<V> {
 
     /// The same entry, to be refreshed after a pause.
     fn postponed(&self) -> Arc<Self> {
+        self.with_retry_at(Instant::now() + REFRESH_PAUSE)
+    }
+
+    /// The same entry, to be refreshed by itself.
+    fn copy(&self) -> Arc<Self> {
+        self.with_retry_at(self.retry_at)
+    }
+
+    fn with_retry_at(&self, retry_at: Instant) -> Arc<Self> {
         Arc::new(Self {
             answer: self.answer.clone(),
             since: self.since,
             fresh_until: self.fresh_until,
-            retry_at: Instant::now() + REFRESH_PAUSE,
+            retry_at,
             usable_until: self.usable_until,
             refreshing: AtomicBool::new(false),
             refreshed: SetOnce::new(),
@@ -335,7 +429,8 @@ impl<V> Entry<V> {
 }
 
 impl<V> Lookup<V> {
-    fn get(&self) -> Result<Option<Arc<V>>, DirectoryError> {
+    /// The row; `None`: there is none.
+    pub fn get(&self) -> Result<Option<Arc<V>>, DirectoryError> {
         match self {
             Self::Found(value) => Ok(Some(value.clone())),
             Self::Absent => Ok(None),

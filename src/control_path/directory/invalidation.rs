@@ -35,6 +35,8 @@ pub enum Validity {
     Unchanged,
     /// It may have changed while no notifications were received.
     Doubtful,
+    /// It has not changed, but a row that it quotes has. It is read again, and used if that fails.
+    Outdated,
     /// It has changed.
     Changed,
 }
@@ -76,6 +78,9 @@ impl ChangeCounts {
         if counts.dropped_up_to > since || row.depends_on_any(&changed) {
             return Validity::Changed;
         }
+        if row.quotes_any(&changed) {
+            return Validity::Outdated;
+        }
         if counts.everything > since { Validity::Doubtful } else { Validity::Unchanged }
     }
 
@@ -88,6 +93,12 @@ impl ChangeCounts {
 pub trait DependsOn {
     /// Whether `changed` is true for any of its rows.
     fn depends_on_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool;
+
+    /// Whether `changed` is true for a row that it only quotes: what it says of that row may be outdated, and admits
+    /// nothing by itself.
+    fn quotes_any(&self, _changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
+        false
+    }
 
     /// Whether a new row may take its name.
     fn frees_its_name(&self) -> bool {
@@ -108,14 +119,18 @@ impl DependsOn for Tenant {
 impl DependsOn for Login {
     fn depends_on_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
         changed(&DirectoryChange::Login(self.id))
-            || match &self.kind {
-                // The record contains the tenant's name.
-                LoginKind::Employee { tenant_id, .. } => changed(&DirectoryChange::Tenant(*tenant_id)),
-                LoginKind::Service { granted, .. } => {
-                    granted.iter().any(|grant| changed(&DirectoryChange::Tenant(grant.tenant_id)))
-                }
-                LoginKind::Admin { .. } => false,
+    }
+
+    /// The tenant's name, for a client that names none, and which grants are for living tenants. A session enters a
+    /// tenant by the tenant's own row, so a tenant that was closed stays closed for a login that does not know it.
+    fn quotes_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
+        match &self.kind {
+            LoginKind::Employee { tenant_id, .. } => changed(&DirectoryChange::Tenant(*tenant_id)),
+            LoginKind::Service { granted, .. } => {
+                granted.iter().any(|grant| changed(&DirectoryChange::Tenant(grant.tenant_id)))
             }
+            LoginKind::Admin { .. } => false,
+        }
     }
 }
 
@@ -141,6 +156,25 @@ mod tests {
         assert_eq!(changes.validity(before, &Row(1)), Validity::Changed);
         assert_eq!(changes.validity(before, &Row(2)), Validity::Unchanged);
         assert_eq!(changes.validity(changes.count(), &Row(1)), Validity::Unchanged);
+    }
+
+    #[test]
+    fn a_login_is_outdated_by_its_tenant_and_changed_by_its_own_row() {
+        let employee = LoginKind::Employee {
+            tenant_id: 1,
+            tenant_name: "acme".to_owned(),
+            access: crate::data_path::tenant::Access::ReadWrite,
+        };
+        let login = Login::for_tests("alice", employee);
+        let changes = ChangeCounts::new(10);
+        let before = changes.count();
+        changes.note(&DirectoryChange::Tenant(2));
+        assert_eq!(changes.validity(before, &login), Validity::Unchanged);
+        changes.note(&DirectoryChange::Tenant(1));
+        changes.note(&DirectoryChange::Everything);
+        assert_eq!(changes.validity(before, &login), Validity::Outdated);
+        changes.note(&DirectoryChange::Login(login.id));
+        assert_eq!(changes.validity(before, &login), Validity::Changed);
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl LookupLimit {
         matches!(*self.state(), State::Open)
     }
 
-    /// Records a successful look-up.
+    /// Records a successful look-up, or that the central database was reached in another way.
     pub fn succeeded(&self) {
         if !matches!(std::mem::replace(&mut *self.state(), State::Open), State::Open) {
             tracing::info!(side = "central", "look-ups of logins and tenants work again");

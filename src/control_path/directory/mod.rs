@@ -3,12 +3,16 @@
 //! A session asks once, at login; no query waits here. Names come from clients that are not authenticated
 //! yet. They are sent as bound parameters of prepared statements, and a name that is too long is not looked
 //! up.
+//!
+//! While the central database does not answer, the cache and then the snapshot (`snapshot/`) are used.
 
 mod cache;
+pub mod columns;
 mod invalidation;
 mod lookup_limit;
 mod response_pace;
 mod rows;
+pub mod snapshot;
 
 use std::{
     error::Error as _,
@@ -21,14 +25,17 @@ use std::{
 
 use async_trait::async_trait;
 use deadpool_postgres::Object;
+use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::Notify;
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
 use self::{
-    cache::{CacheLimits, CacheShared, Lookup, RowCache},
-    invalidation::ChangeCounts,
+    cache::{Answer, CacheLimits, CacheShared, Lookup, RowCache},
+    invalidation::{ChangeCounts, DependsOn, Validity},
     lookup_limit::LookupLimit,
     response_pace::ResponsePace,
+    snapshot::{About, Snapshot, SnapshotStore},
 };
 use crate::{
     config::Config,
@@ -39,7 +46,7 @@ use crate::{
     },
     data_path::{
         directory::{Directory, DirectoryError},
-        tenant::{DirectoryChange, Login, Tenant},
+        tenant::{DirectoryChange, Login, Tenant, TenantStatus},
     },
 };
 
@@ -58,6 +65,7 @@ pub struct CentralDirectory {
     tenants_by_name: RowCache<String, Tenant>,
     tenants_by_id: RowCache<i64, Tenant>,
     answer_within: Duration,
+    snapshot: Arc<SnapshotStore>,
 }
 
 impl CentralDirectory {
@@ -73,8 +81,12 @@ impl CentralDirectory {
             changes: Arc::new(ChangeCounts::new(config.limits.directory_cache_max)),
             lookups: Arc::new(LookupLimit::new(config.limits.directory_look_ups_max)),
             pace: Arc::new(ResponsePace::default()),
+            unconfirmed: Arc::new(Notify::new()),
         };
+        let snapshot =
+            SnapshotStore::new(config, central.database(), keyring.clone(), shared.changes.clone());
         Arc::new(Self {
+            snapshot: Arc::new(snapshot),
             logins: RowCache::new(limits, shared.clone(), |name: &String| {
                 DirectoryChange::LoginName(name.clone())
             }),
@@ -90,12 +102,17 @@ impl CentralDirectory {
         })
     }
 
-    /// Reads the secret that salts for unknown logins are derived from, the same for all nodes.
+    /// Reads the secret that salts for unknown logins are derived from, the same for all nodes. It is also the
+    /// sign of this central database.
     pub async fn load_mock_salt(&self) -> Result<(), CentralError> {
         let client = self.source.central.client().await?;
         let row = client.query_opt("SELECT value FROM pglobby.secrets WHERE name = 'mock_salt'", &[]).await?;
         match row {
-            Some(row) => drop(self.mock_salt.set(row.try_get(0)?)),
+            Some(row) => {
+                let salt: Vec<u8> = row.try_get(0)?;
+                self.snapshot.set_central_salt(&salt);
+                let _ = self.mock_salt.set(salt);
+            }
             None => tracing::warn!(
                 "pglobby.secrets lacks mock_salt; salts for unknown logins differ between nodes"
             ),
@@ -103,9 +120,78 @@ impl CentralDirectory {
         Ok(())
     }
 
+    /// Begins without the central database, which failed with `cause`. `None`: there is no snapshot to begin with.
+    pub async fn begin_with_snapshot(&self, cause: &dyn std::fmt::Display) -> Option<About> {
+        let snapshot = self.snapshot.usable().await?;
+        if let Some(salt) = snapshot.about.mock_salt() {
+            let _ = self.mock_salt.set(salt);
+        }
+        self.set_listening(false);
+        self.shared.lookups.failed(cause.to_string().into());
+        Some(snapshot.about.clone())
+    }
+
+    /// The snapshot of this node.
+    pub fn snapshot(&self) -> &Arc<SnapshotStore> {
+        &self.snapshot
+    }
+
+    /// Writes snapshots for as long as the node runs; `node` is its name. Returns only if it is dropped.
+    pub async fn keep_snapshot(&self, node: &str) {
+        self.snapshot.clone().keep(self.source.central.clone(), node).await;
+    }
+
+    /// Waits until a row was used that the central database has not confirmed: sessions that were admitted by it must be
+    /// checked when it answers again. Cancel-safe.
+    pub async fn used_unconfirmed(&self) {
+        self.shared.unconfirmed.notified().await;
+    }
+
+    /// Whether changes of the central database are received.
+    pub fn is_listening(&self) -> bool {
+        self.listening.load(Ordering::Relaxed)
+    }
+
     /// Sets whether changes of the central database are received.
     pub fn set_listening(&self, listening: bool) {
         self.listening.store(listening, Ordering::Relaxed);
+        if listening {
+            self.shared.lookups.succeeded();
+        }
+        self.snapshot.set_in_contact(listening);
+    }
+
+    /// The answer of the snapshot, where the central database has not answered for this `cause` and the cache has no
+    /// usable row.
+    async fn in_snapshot<V: DependsOn>(
+        &self,
+        cause: Arc<str>,
+        appearance: DirectoryChange,
+        find: impl FnOnce(&Snapshot) -> Lookup<V>,
+    ) -> Result<Option<Arc<V>>, DirectoryError> {
+        let Some(snapshot) = self.snapshot.usable().await else {
+            return Err(DirectoryError::Unavailable(cause));
+        };
+        let found = find(&snapshot);
+        let row = Answer { answer: &found, appearance };
+        if self.shared.changes.validity(snapshot.since, &row) == Validity::Changed {
+            return Err(DirectoryError::Unavailable(cause));
+        }
+        if matches!(found, Lookup::Absent) {
+            return Err(DirectoryError::NotInSnapshot(cause));
+        }
+        self.shared.unconfirmed.notify_one();
+        found.get()
+    }
+
+    fn look_up_login(&self, name: &str) -> impl Fn() -> LoginLookup + Send + use<> {
+        let (source, name) = (self.source.clone(), name.to_owned());
+        move || Box::pin(source.clone().login(name.clone()))
+    }
+
+    fn look_up_tenant_by_id(&self, id: i64) -> impl Fn() -> TenantRowLookup + Send + use<> {
+        let source = self.source.clone();
+        move || Box::pin(source.clone().tenant_by_id(id))
     }
 
     /// Whether a login could succeed from the cache alone.
@@ -120,23 +206,47 @@ impl Directory for CentralDirectory {
         if !may_be_name(name, LOGIN_NAME_BYTES_MAX) {
             return Ok(None);
         }
-        let (source, name) = (self.source.clone(), name.to_owned());
-        let key = name.clone();
-        self.logins.get(key, move || source.clone().login(name.clone())).await
+        let answer = self.logins.get(name.to_owned(), self.look_up_login(name)).await;
+        let Err(DirectoryError::Unavailable(cause)) = answer else { return answer };
+        let appearance = DirectoryChange::LoginName(name.to_owned());
+        Box::pin(self.in_snapshot(cause, appearance, |snapshot| snapshot.login(name))).await
     }
 
     async fn tenant(&self, name: &str) -> Result<Option<Arc<Tenant>>, DirectoryError> {
         if !may_be_name(name, TENANT_NAME_BYTES_MAX) {
             return Ok(None);
         }
-        let (source, name) = (self.source.clone(), name.to_owned());
-        let key = name.clone();
-        self.tenants_by_name.get(key, move || source.clone().tenant_by_name(name.clone())).await
+        let (source, wanted) = (self.source.clone(), name.to_owned());
+        let look_up = move || source.clone().tenant_by_name(wanted.clone());
+        let answer = self.tenants_by_name.get(name.to_owned(), look_up).await;
+        let Err(DirectoryError::Unavailable(cause)) = answer else { return answer };
+        let appearance = DirectoryChange::TenantName(name.to_owned());
+        let find = |snapshot: &Snapshot| snapshot.tenant(name, &self.source.keyring);
+        Box::pin(self.in_snapshot(cause, appearance, find)).await
     }
 
     async fn tenant_by_id(&self, id: i64) -> Result<Option<Arc<Tenant>>, DirectoryError> {
-        let source = self.source.clone();
-        self.tenants_by_id.get(id, move || source.clone().tenant_by_id(id)).await
+        let answer = self.tenants_by_id.get(id, self.look_up_tenant_by_id(id)).await;
+        let Err(DirectoryError::Unavailable(cause)) = answer else { return answer };
+        let find = |snapshot: &Snapshot| snapshot.tenant_by_id(id, &self.source.keyring);
+        Box::pin(self.in_snapshot(cause, DirectoryChange::Tenant(id), find)).await
+    }
+
+    async fn confirmed_login(&self, name: &str) -> Result<Option<Arc<Login>>, DirectoryError> {
+        if !may_be_name(name, LOGIN_NAME_BYTES_MAX) {
+            return Ok(None);
+        }
+        self.logins.confirmed(name.to_owned(), self.look_up_login(name)).await
+    }
+
+    async fn confirmed_tenant(&self, id: i64) -> Result<Option<Arc<Tenant>>, DirectoryError> {
+        let tenant = self.tenants_by_id.confirmed(id, self.look_up_tenant_by_id(id)).await?;
+        // So that the row is known by its name as well, should the central database be away at the next login. The name of
+        // a dropped tenant may be another one's.
+        if let Some(tenant) = tenant.as_ref().filter(|tenant| tenant.status != TenantStatus::Dropped) {
+            self.tenants_by_name.adopt(tenant.name.clone(), &self.tenants_by_id, &id).await;
+        }
+        Ok(tenant)
     }
 
     fn is_current(&self) -> bool {
@@ -153,6 +263,7 @@ impl Directory for CentralDirectory {
 
     fn forget(&self, change: &DirectoryChange) {
         self.shared.changes.note(change);
+        self.snapshot.note(change);
     }
 
     async fn verifier_of(&self, password: SecretString) -> SecretString {
@@ -195,6 +306,10 @@ impl std::fmt::Debug for CentralDirectory {
 fn may_be_name(name: &str, bytes_max: usize) -> bool {
     !name.is_empty() && name.len() <= bytes_max && !name.contains('\0')
 }
+
+/// A look-up that has not begun.
+type LoginLookup = BoxFuture<'static, Result<Lookup<Login>, CentralError>>;
+type TenantRowLookup = BoxFuture<'static, Result<Lookup<Tenant>, CentralError>>;
 
 #[derive(Debug, Clone)]
 struct RowSource {

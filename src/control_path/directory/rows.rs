@@ -7,15 +7,15 @@ use std::{
 
 use ipnet::IpNet;
 use secrecy::SecretString;
-use tokio_postgres::{Row, types::FromSql};
+use tokio_postgres::types::FromSql;
 
+use super::columns::Columns;
 use crate::{
     control_path::{
         admin::{
             host_addresses,
             tenants::{CLIENTS_MAX, SERVERS_MAX, WEIGHT_MAX},
         },
-        central::causes,
         secrets::{keyring_reload::ReloadableKeyring, seal::SecretLocation},
     },
     data_path::tenant::{Access, Credential, Grant, Host, Login, LoginKind, Tenant, TenantStatus},
@@ -47,26 +47,42 @@ pub const TENANT_BY_NAME: &str =
 /// By id.
 pub const TENANT_BY_ID: &str = tenant_query!("WHERE t.id = $1");
 
+/// All tenants. A living one comes after the tombstones of its name, and the newest tombstone after the older ones.
+pub const ALL_TENANTS: &str = tenant_query!("ORDER BY (t.status <> 'dropped'), t.id");
+
 /// A login with its grants. `SystemTime` has no 'infinity'.
-pub const LOGIN_BY_NAME: &str = "
-    SELECT l.id, l.name, l.kind, l.tenant_id, t.name AS tenant_name, l.access, l.all_tenants, l.verifier,
-        CASE WHEN l.valid_until < 'infinity'
-            THEN pg_catalog.date_part('epoch', greatest(l.valid_until, '1970-01-01 UTC')) END AS valid_until_epoch,
-        l.disabled_at IS NOT NULL AS disabled, l.allow_from::text[] AS allow_from,
-        g.ids, g.accesses, g.living
-    FROM pglobby.logins l
-    LEFT JOIN pglobby.tenants t ON t.id = l.tenant_id
-    CROSS JOIN LATERAL (
-        SELECT pg_catalog.array_agg(gt.id ORDER BY gt.id) AS ids,
-            pg_catalog.array_agg(lt.access ORDER BY gt.id) AS accesses,
-            pg_catalog.array_agg(gt.status <> 'dropped' ORDER BY gt.id) AS living
-        FROM pglobby.login_tenants lt JOIN pglobby.tenants gt ON gt.id = lt.tenant_id
-        WHERE lt.login_id = l.id
-    ) g
-    WHERE l.name = $1";
+macro_rules! login_query {
+    ($ending:literal) => {
+        concat!(
+            "
+            SELECT l.id, l.name, l.kind, l.tenant_id, t.name AS tenant_name, l.access, l.all_tenants, l.verifier,
+                CASE WHEN l.valid_until < 'infinity'
+                    THEN pg_catalog.date_part('epoch', greatest(l.valid_until, '1970-01-01 UTC')) END AS valid_until_epoch,
+                l.disabled_at IS NOT NULL AS disabled, l.allow_from::text[] AS allow_from,
+                g.ids, g.accesses, g.living
+            FROM pglobby.logins l
+            LEFT JOIN pglobby.tenants t ON t.id = l.tenant_id
+            CROSS JOIN LATERAL (
+                SELECT pg_catalog.array_agg(gt.id ORDER BY gt.id) AS ids,
+                    pg_catalog.array_agg(lt.access ORDER BY gt.id) AS accesses,
+                    pg_catalog.array_agg(gt.status <> 'dropped' ORDER BY gt.id) AS living
+                FROM pglobby.login_tenants lt JOIN pglobby.tenants gt ON gt.id = lt.tenant_id
+                WHERE lt.login_id = l.id
+            ) g
+            ",
+            $ending
+        )
+    };
+}
+
+/// By name.
+pub const LOGIN_BY_NAME: &str = login_query!("WHERE l.name = $1");
+
+/// All logins.
+pub const ALL_LOGINS: &str = login_query!("");
 
 /// Reads a row of [`TENANT_BY_NAME`] or [`TENANT_BY_ID`].
-pub fn tenant(row: &Row, keyring: &ReloadableKeyring) -> Result<Tenant, String> {
+pub fn tenant(row: &impl Columns, keyring: &ReloadableKeyring) -> Result<Tenant, String> {
     let id: i64 = get(row, "id")?;
     let status = tenant_status(get(row, "status")?)?;
     let read_only = match get::<Option<String>>(row, "ro_username")? {
@@ -104,7 +120,7 @@ pub fn tenant(row: &Row, keyring: &ReloadableKeyring) -> Result<Tenant, String> 
 
 /// NULL is read as an empty password. It occurs only in rows for which no session can start.
 fn open(
-    row: &Row,
+    row: &impl Columns,
     keyring: &ReloadableKeyring,
     id: i64,
     column: &'static str,
@@ -129,7 +145,7 @@ fn tenant_status(text: &str) -> Result<TenantStatus, String> {
     })
 }
 
-fn host(row: &Row) -> Result<Host, String> {
+fn host(row: &impl Columns) -> Result<Host, String> {
     Ok(Host {
         name: get(row, "host")?,
         addresses: host_addresses::of_row(row)?.into(),
@@ -140,7 +156,7 @@ fn host(row: &Row) -> Result<Host, String> {
 }
 
 /// Reads a row of [`LOGIN_BY_NAME`].
-pub fn login(row: &Row) -> Result<Login, String> {
+pub fn login(row: &impl Columns) -> Result<Login, String> {
     let access = access(get(row, "access")?)?;
     let kind = match get(row, "kind")? {
         "employee" => LoginKind::Employee {
@@ -166,7 +182,7 @@ pub fn login(row: &Row) -> Result<Login, String> {
     })
 }
 
-fn grants(row: &Row) -> Result<Vec<Grant>, String> {
+fn grants(row: &impl Columns) -> Result<Vec<Grant>, String> {
     let ids: Vec<i64> = get::<Option<_>>(row, "ids")?.unwrap_or_default();
     let accesses: Vec<&str> = get::<Option<_>>(row, "accesses")?.unwrap_or_default();
     let living: Vec<bool> = get::<Option<_>>(row, "living")?.unwrap_or_default();
@@ -188,19 +204,19 @@ fn time_of_epoch(seconds: f64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
-fn networks(row: &Row) -> Result<Vec<IpNet>, String> {
+fn networks(row: &impl Columns) -> Result<Vec<IpNet>, String> {
     let texts: Vec<&str> = get(row, "allow_from")?;
     texts.into_iter().map(|text| text.parse().map_err(|_| format!("unreadable network {text:?}"))).collect()
 }
 
 /// The schema refuses more than `most`. A larger value in an older row counts as `most`.
-fn count(row: &Row, column: &str, most: u32) -> Result<Option<u32>, String> {
+fn count(row: &impl Columns, column: &str, most: u32) -> Result<Option<u32>, String> {
     get::<Option<i32>>(row, column)?
         .map(|number| u32::try_from(number).map_err(|_| format!("{column} is negative")))
         .map(|number| number.map(|number| number.min(most)))
         .transpose()
 }
 
-fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, String> {
-    row.try_get(column).map_err(|error| causes(&error))
+fn get<'a, T: FromSql<'a>>(row: &'a impl Columns, column: &str) -> Result<T, String> {
+    row.column(column)
 }

@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::{Fleet, FleetError};
+use super::{Fleet, FleetError, pauses::PAUSES};
 
 /// Requests that run at a time; a further one is not begun.
 pub const RUNNING_MAX: usize = 64;
@@ -41,7 +41,7 @@ impl Fleet {
     /// Applies a notification of the channel `pglobby_fleet`.
     pub async fn notified(self: &Arc<Self>, payload: &str) {
         match payload.split_once(' ') {
-            None if payload == "pauses" => self.pauses.follow().await,
+            None if payload == PAUSES => self.pauses.follow().await,
             Some(("request", id)) => id.parse().into_iter().for_each(|id| self.begin(id)),
             Some(("answer", _)) => self.answered.send_replace(()),
             _ => {}

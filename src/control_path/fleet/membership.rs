@@ -21,7 +21,7 @@ use super::{
     allocation::Demand,
     lease_decision::Usage,
     lease_keeper::{LeaseKeeper, Plan, VALID_FOR},
-    lease_rows,
+    lease_rows, nodes,
     peak::Peak,
     presence::News,
     registration::Inserted,
@@ -90,6 +90,9 @@ enum Renewed {
 impl Membership {
     fn new(central: Central, fleet: Arc<Fleet>, pools: Arc<TenantPools>) -> Self {
         let now = Instant::now();
+        // Of a node that has begun without the central database: what its snapshot says.
+        let begun_with = pools.lease_requests.of_new_host();
+        let is_alone = fleet.is_alone.load(Ordering::Relaxed);
         Self {
             central,
             fleet,
@@ -100,9 +103,10 @@ impl Membership {
             names: BTreeMap::new(),
             started: now,
             renewed: now,
-            is_alone: false,
+            is_alone,
             is_lost: false,
-            has_run_out: false,
+            // Nothing runs out of a share.
+            has_run_out: matches!(begun_with, HostLease::Share { .. }),
             forgotten: now,
             short_pace: PACE,
         }
@@ -199,6 +203,9 @@ impl Membership {
         self.fleet.is_alone.store(plan.is_alone, Ordering::Relaxed);
         locked(&self.fleet.gone).clone_from(&plan.gone);
         self.renewed = sent;
+        if !read.names.keys().eq(self.names.keys()) {
+            self.fleet.peers.set(&nodes::known(client).await?);
+        }
         self.log_news(&plan, own, read.names);
         let limited: Vec<&String> = read.snapshot.hosts.iter().map(|(host, _)| host).collect();
         for (host, budget) in &budgets {

@@ -18,6 +18,7 @@ pub mod membership;
 pub mod nodes;
 pub mod pauses;
 mod peak;
+pub mod peers;
 mod presence;
 pub mod registration;
 pub mod requests;
@@ -25,14 +26,20 @@ pub mod requests;
 mod simulation;
 mod waiting;
 
-use std::sync::{Arc, Mutex, OnceLock, atomic::AtomicBool};
+use std::sync::{
+    Arc, Mutex, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::sync::{Semaphore, watch};
 
-use self::{answers::Handler, pauses::FleetPauses, registration::Registration};
+use self::{answers::Handler, pauses::FleetPauses, peers::Peers, registration::Registration};
 use crate::{
-    control_path::central::{Central, CentralError},
-    data_path::pool::TenantPools,
+    control_path::{
+        central::{Central, CentralError},
+        directory::snapshot::About,
+    },
+    data_path::pool::{TenantPools, host_lease::HostLease},
 };
 
 /// The channel on which nodes are told of pauses, requests and answers.
@@ -41,8 +48,11 @@ pub const FLEET_CHANNEL: &str = "pglobby_fleet";
 /// This node among the others.
 pub struct Fleet {
     central: Central,
+    pools: Arc<TenantPools>,
     /// Its row.
     pub registration: Arc<Registration>,
+    /// Where the others are.
+    pub peers: Arc<Peers>,
     /// What is paused and disabled on all nodes.
     pub pauses: FleetPauses,
     /// Changes when any node has answered any request.
@@ -73,7 +83,9 @@ impl Fleet {
     /// Answers no request before [`Self::answer_with`].
     pub fn new(central: Central, registration: Arc<Registration>, pools: Arc<TenantPools>) -> Self {
         Self {
-            pauses: FleetPauses::new(central.clone(), pools),
+            peers: Arc::new(Peers::new(registration.identity.process.clone())),
+            pauses: FleetPauses::new(central.clone(), pools.clone()),
+            pools,
             central,
             registration,
             answered: watch::Sender::new(()),
@@ -101,6 +113,21 @@ impl Fleet {
             tracing::warn!(side = "central", %error, "cannot register this node; retrying");
         }
         self.pauses.follow().await;
+    }
+
+    /// The same where only a snapshot is there. Each node that served when it was taken, and this one, have an equal part
+    /// of each host's budget: none can see what the others have.
+    pub fn begin_without_central(&self, about: &About) {
+        let is_known = about.nodes.iter().any(|node| self.is_this_node(&node.name));
+        let nodes = about.nodes.len() + usize::from(!is_known);
+        self.is_alone.store(nodes == 1, Ordering::Relaxed);
+        self.pools.lease_requests.set_of_new_hosts(HostLease::Share { nodes });
+        self.pauses.begin_with(&about.pauses);
+        self.peers.set(&about.nodes);
+        tracing::warn!(
+            nodes,
+            "this node uses an equal part of each host's budget until it can read its leases"
+        );
     }
 
     /// Whether `name` is this node's.

@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 use time::OffsetDateTime;
-use tokio_postgres::Row;
+use tokio_postgres::{GenericClient, Row};
 
 use super::Fleet;
 use crate::control_path::{
@@ -17,6 +17,7 @@ use crate::control_path::{
         fields::{described, from_row},
     },
     central::Central,
+    directory::snapshot::KnownNode,
     migrations, rhythm,
 };
 
@@ -68,6 +69,15 @@ pub async fn list(central: &Central) -> Result<Vec<NodeSummary>, AdminError> {
     let mut nodes: Vec<NodeSummary> = rows.iter().map(node).collect();
     mark_differences(&mut nodes);
     Ok(nodes)
+}
+
+/// All nodes, as other nodes need them.
+pub async fn known(client: &impl GenericClient) -> Result<Vec<KnownNode>, tokio_postgres::Error> {
+    let rows = client.query_typed("SELECT name, address, process FROM pglobby.nodes", &[]).await?;
+    let node = |row: &Row| {
+        Ok(KnownNode { name: row.try_get(0)?, address: row.try_get(1)?, process: row.try_get(2)? })
+    };
+    rows.iter().map(node).collect()
 }
 
 fn node(row: &Row) -> NodeSummary {

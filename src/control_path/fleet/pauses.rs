@@ -1,12 +1,9 @@
 //! PAUSE and DISABLE for all nodes: rows in the central database, which each node follows. They hold until RESUME
 //! and ENABLE, also in nodes that start later.
 
-use std::{
-    collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use tokio::sync::Mutex;
@@ -14,12 +11,15 @@ use tracing::{info, warn};
 
 use super::FleetError;
 use crate::{
-    control_path::{central::Central, migrations},
+    control_path::{central::Central, directory::snapshot::KnownPause, migrations},
     data_path::pool::{
         TenantPools,
         pause::{PauseSet, TenantScope},
     },
 };
+
+/// The notification that the rows have changed.
+pub const PAUSES: &str = "pauses";
 
 /// What a row does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,11 @@ impl FleetPauses {
         self.behind.load(Ordering::Relaxed)
     }
 
+    /// Pauses tenants as a snapshot says, until the rows can be read.
+    pub fn begin_with(&self, pauses: &[KnownPause]) {
+        self.pools.set_fleet_pauses(pause_set(pauses.iter().map(|pause| (&*pause.kind, pause.tenant))));
+    }
+
     /// [`Self::apply`]; an error is logged.
     pub async fn follow(&self) {
         let applied = self.apply().await;
@@ -88,16 +93,7 @@ impl FleetPauses {
     async fn read(&self) -> Result<PauseSet, FleetError> {
         let client = self.central.client().await?;
         let rows = client.query("SELECT kind, tenant_id FROM pglobby.pauses", &[]).await?;
-        let mut found = PauseSet { all_paused: false, paused: HashSet::new(), disabled: HashSet::new() };
-        for row in &rows {
-            match (row.get::<_, &str>(0), row.get::<_, Option<i64>>(1)) {
-                ("paused", None) => found.all_paused = true,
-                ("paused", Some(tenant)) => drop(found.paused.insert(tenant)),
-                (_, Some(tenant)) => drop(found.disabled.insert(tenant)),
-                (_, None) => {}
-            }
-        }
-        Ok(found)
+        Ok(pause_set(rows.iter().map(|row| (row.get(0), row.get(1)))))
     }
 
     /// Adds a row for all nodes.
@@ -116,6 +112,20 @@ impl FleetPauses {
         client.execute(sql, &[&kind.word(), &scope]).await?;
         Ok(())
     }
+}
+
+/// Of rows of `pglobby.pauses`: kind and tenant.
+fn pause_set<'a>(rows: impl Iterator<Item = (&'a str, TenantScope)>) -> PauseSet {
+    let mut found = PauseSet::default();
+    for row in rows {
+        match row {
+            ("paused", None) => found.all_paused = true,
+            ("paused", Some(tenant)) => drop(found.paused.insert(tenant)),
+            (_, Some(tenant)) => drop(found.disabled.insert(tenant)),
+            (_, None) => {}
+        }
+    }
+    found
 }
 
 impl From<tokio_postgres::Error> for FleetError {

@@ -19,6 +19,7 @@ use prometheus_client::{
 };
 
 use super::process_metrics::Process;
+use crate::control_path::directory::CentralDirectory;
 use crate::data_path::{
     pool::{
         host_budget::HostUsage,
@@ -37,9 +38,9 @@ pub struct Exposition {
 
 impl Exposition {
     /// Of this proxy.
-    pub fn new(proxy: Arc<Proxy>) -> Self {
+    pub fn new(proxy: Arc<Proxy>, directory: Arc<CentralDirectory>) -> Self {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Collector { proxy, named: Mutex::default() }));
+        registry.register_collector(Box::new(Collector { proxy, directory, named: Mutex::default() }));
         Self { registry }
     }
 
@@ -53,6 +54,7 @@ impl Exposition {
 
 struct Collector {
     proxy: Arc<Proxy>,
+    directory: Arc<CentralDirectory>,
     /// Labels of tenants that have one of their own, as [`escaped`] writes them.
     named: Mutex<HashMap<i64, String>>,
 }
@@ -226,6 +228,11 @@ impl Collector {
             ),
         ] {
             gauge(encoder, &format!("pglobby_{name}"), help, value)?;
+        }
+        if let Some(age) = self.directory.snapshot().age() {
+            let help =
+                "Age of the snapshot from which logins are admitted while the central database is away";
+            gauge(encoder, "pglobby_directory_snapshot_age_seconds", help, age.as_secs())?;
         }
         let process = Process::now();
         for (name, help, value) in [

@@ -61,8 +61,8 @@ pub async fn serve(
     };
     info!(address = listener.local_addr().ok().map(tracing::field::display), "serving HTTP");
     let config = proxy.config.load_full();
-    let readiness = Readiness::new(proxy.clone(), directory, context.clone());
-    let router = router(proxy, context, readiness.clone());
+    let readiness = Readiness::new(proxy.clone(), directory.clone(), context.clone());
+    let router = router(proxy, directory, context, readiness.clone());
     let connections = Connections::new(config.limits.http_connections_max);
     let accepting = async {
         loop {
@@ -106,8 +106,13 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 /// File descriptors may be used up; some become free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-fn router(proxy: Arc<Proxy>, context: AdminContext, readiness: Arc<Readiness>) -> Router {
-    let exposition = Arc::new(Exposition::new(proxy.clone()));
+fn router(
+    proxy: Arc<Proxy>,
+    directory: Arc<CentralDirectory>,
+    context: AdminContext,
+    readiness: Arc<Readiness>,
+) -> Router {
+    let exposition = Arc::new(Exposition::new(proxy.clone(), directory));
     Router::new()
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(ready).with_state(readiness))
@@ -116,9 +121,9 @@ fn router(proxy: Arc<Proxy>, context: AdminContext, readiness: Arc<Readiness>) -
 }
 
 async fn ready(State(readiness): State<Arc<Readiness>>) -> impl IntoResponse {
-    match readiness.obstacle() {
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why + "\n"),
-        None => (StatusCode::OK, "ready\n".to_owned()),
+    match readiness.state().await {
+        Ok(state) => (StatusCode::OK, state + "\n"),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why + "\n"),
     }
 }
 

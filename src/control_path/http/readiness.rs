@@ -52,18 +52,31 @@ impl Readiness {
         Arc::new(Self { proxy, directory, context, problem: ArcSwapOption::empty() })
     }
 
-    /// Why this node is not ready; `None`: it is ready.
-    pub fn obstacle(&self) -> Option<String> {
+    /// Whether this node is ready, in words that also say what it does without.
+    pub async fn state(&self) -> Result<String, String> {
         let (limits, directory) = (&self.proxy.connection_limits, &self.directory);
         if limits.is_closed() {
-            Some("draining".to_owned())
-        } else if limits.sessions() >= self.proxy.config.load().limits.max_client_conn {
-            Some("full: max_client_conn is reached".to_owned())
-        } else if !directory.is_current() && !directory.has_usable_entries() {
-            // Otherwise the cache still serves logins.
-            Some("the central database is down and no login is cached".to_owned())
-        } else {
-            self.problem.load_full().map(|problem| problem.to_string())
+            return Err("draining".to_owned());
+        }
+        if limits.sessions() >= self.proxy.config.load().limits.max_client_conn {
+            return Err("full: max_client_conn is reached".to_owned());
+        }
+        if let Some(problem) = self.problem.load_full() {
+            return Err(problem.to_string());
+        }
+        if directory.is_current() {
+            return Ok("ready".to_owned());
+        }
+        let away = "the central database does not answer";
+        match directory.snapshot().usable().await.and_then(|_| directory.snapshot().age()) {
+            Some(age) => Ok(format!(
+                "ready: {away}; logins are admitted from the cache, and from a snapshot that is {} s old",
+                age.as_secs()
+            )),
+            None if directory.has_usable_entries() => {
+                Ok(format!("ready: {away}; cached logins are admitted"))
+            }
+            None => Err("the central database is down and no login is cached".to_owned()),
         }
     }
 

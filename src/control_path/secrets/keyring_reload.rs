@@ -13,10 +13,11 @@ use std::{
 use arc_swap::ArcSwap;
 use secrecy::SecretString;
 use tracing::{info, warn};
+use zeroize::Zeroizing;
 
 use super::{
     keyring::{Keyring, KeyringError},
-    seal::{SealError, SecretLocation},
+    seal::{SealError, SealedFor, SecretLocation},
 };
 use crate::config::Config;
 
@@ -70,9 +71,18 @@ impl ReloadableKeyring {
 
     /// [`Keyring::open`]; reads the file again if the key is unknown or does not open the blob.
     pub fn open(&self, place: &SecretLocation<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
-        match self.ring.load().open(place, blob) {
+        self.open_with(|ring| ring.open(place, blob))
+    }
+
+    /// [`Keyring::open_bytes`], in the same way.
+    pub fn open_bytes(&self, bound_to: SealedFor<'_>, blob: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        self.open_with(|ring| ring.open_bytes(bound_to, blob))
+    }
+
+    fn open_with<T>(&self, open: impl Fn(&Keyring) -> Result<T, SealError>) -> Result<T, SealError> {
+        match open(&self.ring.load()) {
             Err(SealError::UnknownKey { .. } | SealError::DoesNotOpen { .. }) if self.reload_if_changed() => {
-                self.ring.load().open(place, blob)
+                open(&self.ring.load())
             }
             opened => opened,
         }

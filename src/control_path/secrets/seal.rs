@@ -1,4 +1,4 @@
-//! Sealing: encrypts a credential for one column of one row of the central database.
+//! Sealing: encrypts a credential for one column of one row of the central database, or other bytes for one purpose.
 //!
 //! A blob is `version (1) | key id length (1) | key id | nonce (24) | ciphertext and tag`,
 //! XChaCha20-Poly1305. The associated data is the key id, table, row and column, so a blob that is copied
@@ -26,6 +26,24 @@ pub struct SecretLocation<'a> {
     pub row: &'a str,
     /// `sealed_password`, `sealed_ro_password`, `sealed_admin_password`.
     pub column: &'static str,
+}
+
+/// What a blob is sealed for. It opens for nothing else.
+#[derive(Clone, Copy)]
+pub struct SealedFor<'a> {
+    /// Different for each kind of blob.
+    pub purpose: &'static str,
+    /// Which one of its kind.
+    pub which: [&'a str; 3],
+    /// For errors.
+    pub name: &'a dyn std::fmt::Display,
+}
+
+impl<'a> From<&'a SecretLocation<'_>> for SealedFor<'a> {
+    fn from(place: &'a SecretLocation<'_>) -> Self {
+        let which = [place.table, place.row, place.column];
+        Self { purpose: "pglobby sealed credential", which, name: place }
+    }
 }
 
 impl std::fmt::Display for SecretLocation<'_> {
@@ -58,35 +76,48 @@ pub enum SealError {
 impl Keyring {
     /// Encrypts `secret` for `place` with the sealing key.
     pub fn seal(&self, place: &SecretLocation<'_>, secret: &SecretString) -> Result<Vec<u8>, SealError> {
-        let failed = || SealError::CouldNotSeal { place: place.to_string() };
-        let id = self.writing_key();
-        let key = self.key(id).ok_or_else(failed)?;
-        let id_length = u8::try_from(id.len()).map_err(|_| failed())?;
-        let nonce = XNonce::generate();
-        let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: &associated_data(id, place) };
-        let ciphertext = XChaCha20Poly1305::new(key.into()).encrypt(&nonce, payload).map_err(|_| failed())?;
-        Ok([&[VERSION, id_length], id.as_bytes(), &nonce[..], &ciphertext].concat())
+        self.seal_bytes(place.into(), secret.expose_secret().as_bytes())
     }
 
     /// Decrypts a blob sealed for `place`.
     pub fn open(&self, place: &SecretLocation<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
-        let Sealed { key_id, nonce, ciphertext } = Sealed::parse(place, blob)?;
-        let key = self
-            .key(key_id)
-            .ok_or_else(|| SealError::UnknownKey { place: place.to_string(), key: key_id.to_owned() })?;
-        let does_not_open = || SealError::DoesNotOpen { place: place.to_string(), key: key_id.to_owned() };
-        let payload = Payload { msg: ciphertext, aad: &associated_data(key_id, place) };
-        let plain = XChaCha20Poly1305::new(key.into())
-            .decrypt(&XNonce::from(*nonce), payload)
+        let plain = self.open_bytes(place.into(), blob)?;
+        let does_not_open = |_| SealError::DoesNotOpen {
+            place: place.to_string(),
+            key: Self::key_of(blob).unwrap_or_default().to_owned(),
+        };
+        std::str::from_utf8(&plain).map(SecretString::from).map_err(does_not_open)
+    }
+
+    /// Encrypts bytes with the sealing key.
+    pub fn seal_bytes(&self, bound_to: SealedFor<'_>, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        let failed = || SealError::CouldNotSeal { place: bound_to.name.to_string() };
+        let id = self.writing_key();
+        let key = self.key(id).ok_or_else(failed)?;
+        let id_length = u8::try_from(id.len()).map_err(|_| failed())?;
+        let nonce = XNonce::generate();
+        let payload = Payload { msg: plain, aad: &associated_data(id, bound_to) };
+        let ciphertext = XChaCha20Poly1305::new(key.into()).encrypt(&nonce, payload).map_err(|_| failed())?;
+        Ok([&[VERSION, id_length], id.as_bytes(), &nonce[..], &ciphertext].concat())
+    }
+
+    /// Decrypts what [`Self::seal_bytes`] has sealed for the same.
+    pub fn open_bytes(&self, bound_to: SealedFor<'_>, blob: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let Sealed { key_id, nonce, ciphertext } = Sealed::parse(bound_to.name, blob)?;
+        let key = self.key(key_id).ok_or_else(|| SealError::UnknownKey {
+            place: bound_to.name.to_string(),
+            key: key_id.to_owned(),
+        })?;
+        let payload = Payload { msg: ciphertext, aad: &associated_data(key_id, bound_to) };
+        let plain = XChaCha20Poly1305::new(key.into()).decrypt(&XNonce::from(*nonce), payload);
+        plain
             .map(Zeroizing::new)
-            .map_err(|_| does_not_open())?;
-        std::str::from_utf8(&plain).map(SecretString::from).map_err(|_| does_not_open())
+            .map_err(|_| SealError::DoesNotOpen { place: bound_to.name.to_string(), key: key_id.to_owned() })
     }
 
     /// Id of the key that sealed a blob; `None` if it is no blob.
     pub fn key_of(blob: &[u8]) -> Option<&str> {
-        let nowhere = SecretLocation { table: "", row: "", column: "" };
-        Sealed::parse(&nowhere, blob).ok().map(|sealed| sealed.key_id)
+        Sealed::parse(&"", blob).ok().map(|sealed| sealed.key_id)
     }
 }
 
@@ -97,7 +128,7 @@ struct Sealed<'a> {
 }
 
 impl<'a> Sealed<'a> {
-    fn parse(place: &SecretLocation<'_>, blob: &'a [u8]) -> Result<Self, SealError> {
+    fn parse(place: &dyn std::fmt::Display, blob: &'a [u8]) -> Result<Self, SealError> {
         let truncated = || SealError::Truncated { place: place.to_string(), bytes: blob.len() };
         let (&version, rest) = blob.split_first().ok_or_else(truncated)?;
         if version != VERSION {
@@ -118,9 +149,10 @@ impl<'a> Sealed<'a> {
 }
 
 /// Each part is preceded by its length, so that no two places give the same bytes.
-fn associated_data(key_id: &str, place: &SecretLocation<'_>) -> Vec<u8> {
+fn associated_data(key_id: &str, bound_to: SealedFor<'_>) -> Vec<u8> {
+    let [first, second, third] = bound_to.which;
     let mut data = Vec::new();
-    for part in ["pglobby sealed credential", key_id, place.table, place.row, place.column] {
+    for part in [bound_to.purpose, key_id, first, second, third] {
         data.extend_from_slice(&(part.len() as u64).to_be_bytes());
         data.extend_from_slice(part.as_bytes());
     }

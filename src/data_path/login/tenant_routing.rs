@@ -66,10 +66,14 @@ pub async fn look_up(packet: &StartupPacket, context: &AuthContext<'_>) -> Looke
     );
     let tenants = join_all(hints.names().into_iter().map(|name| look_up_tenant(name, directory)));
     let (logins, tenants) = tokio::join!(logins, tenants);
-    let login_unavailable = logins.iter().any(|found| matches!(found, Err(DirectoryError::Unavailable(_))));
+    let is_missing =
+        |found: &Result<_, DirectoryError>| matches!(found, Ok(None) | Err(DirectoryError::NotInSnapshot(_)));
+    let login_unavailable = logins
+        .iter()
+        .any(|found| matches!(found, Err(DirectoryError::Unavailable(_) | DirectoryError::NotInSnapshot(_))));
     let mut logins = logins.into_iter();
     let whole = logins.next().unwrap_or(Ok(None));
-    let half = logins.next().and_then(Result::ok).flatten().filter(|_| matches!(whole, Ok(None)));
+    let half = logins.next().and_then(Result::ok).flatten().filter(|_| is_missing(&whole));
     let (login, split) = match whole {
         Ok(Some(login)) => (Some(login), false),
         _ => {
@@ -91,7 +95,7 @@ async fn look_up_login(name: &str, directory: &dyn Directory) -> Result<Option<A
 async fn look_up_tenant(name: &str, directory: &dyn Directory) -> (String, NameLookup) {
     let found = match directory.tenant(name).await {
         Ok(Some(tenant)) => NameLookup::Tenant(tenant),
-        Ok(None) => NameLookup::NotFound,
+        Ok(None) | Err(DirectoryError::NotInSnapshot(_)) => NameLookup::NotFound,
         Err(error) => {
             warn!(tenant = name, side = "central", %error, "cannot look up a tenant");
             NameLookup::Unavailable
@@ -126,7 +130,15 @@ pub async fn route(
         now: SystemTime::now(),
         admin_allow_from: context.admin_allow_from,
     };
-    let tenant = match request.target()? {
+    // What is not known may be there, or granted, by now.
+    let sure =
+        |error| match error {
+            LoginError::NoDatabase {
+                reason: LoginRefusal::UnknownTenant | LoginRefusal::NotGranted, ..
+            } if !context.directory.is_current() => LoginError::Shown(ClientError::DirectoryUnavailable),
+            error => error,
+        };
+    let tenant = match request.target().map_err(sure)? {
         Target::Console { read_only } => return Ok((login.clone(), Route::Console { read_only })),
         Target::NoTenant => return Ok((login.clone(), Route::NoTenant)),
         Target::Tenant(tenant) => Some(tenant),
@@ -135,7 +147,7 @@ pub async fn route(
             LoginError::Shown(ClientError::DirectoryUnavailable)
         })?,
     };
-    Ok((login.clone(), request.enter(tenant)?))
+    Ok((login.clone(), request.enter(tenant).map_err(sure)?))
 }
 
 /// The databases of the admin console; the second one is for exporters made for PgBouncer.

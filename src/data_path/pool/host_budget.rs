@@ -135,7 +135,10 @@ impl HostBudget {
     pub fn set_limit(&self, limit: Option<u32>) {
         let limit = limit.map_or(usize::MAX, |limit| limit as usize);
         let before = self.limit.swap(limit, Ordering::AcqRel);
-        if before == usize::MAX && limit != before && self.requests.of_new_host() != HostLease::Whole {
+        if before == usize::MAX
+            && limit != before
+            && matches!(self.requests.of_new_host(), HostLease::Part { .. })
+        {
             // Other nodes share the limit.
             self.run_out_lease();
             self.requests.short();
@@ -182,7 +185,7 @@ impl HostBudget {
     }
 
     fn lease_now(&self, open: usize) -> usize {
-        locked(&self.lease).servers(open, Instant::now())
+        locked(&self.lease).servers(self.limit.load(Ordering::Acquire), open, Instant::now())
     }
 
     /// What this node uses of the host.

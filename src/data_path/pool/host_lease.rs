@@ -14,6 +14,8 @@ pub enum HostLease {
     Whole,
     /// So many servers, until that moment; `None`: for as long as it is not replaced.
     Part { servers: usize, until: Option<Instant> },
+    /// No node can see what the others have, and so many share the budget: an equal part, and at least one server.
+    Share { nodes: usize },
     /// It has run out. So many servers were open then.
     RunOut { servers: usize },
 }
@@ -22,13 +24,14 @@ impl HostLease {
     /// Of a host whose budget is shared, before the node has a lease.
     pub const NOTHING_YET: Self = Self::Part { servers: 0, until: None };
 
-    /// Servers that the node may have now, while it has `open`.
-    pub fn servers(&mut self, open: usize, now: Instant) -> usize {
+    /// Servers that the node may have now, while it has `open`. `limit`: the host's budget.
+    pub fn servers(&mut self, limit: usize, open: usize, now: Instant) -> usize {
         match *self {
             Self::Whole => usize::MAX,
+            Self::Share { nodes } => (limit / nodes.max(1)).max(1),
             Self::Part { until: Some(until), .. } if now > until => {
                 self.run_out(open);
-                self.servers(open, now)
+                self.servers(limit, open, now)
             }
             Self::Part { servers, .. } | Self::RunOut { servers } => servers,
         }
@@ -37,7 +40,7 @@ impl HostLease {
     /// It counts no longer: what is open stays.
     pub fn run_out(&mut self, open: usize) {
         let servers = match *self {
-            Self::Whole => open,
+            Self::Whole | Self::Share { .. } => open,
             Self::Part { servers, .. } | Self::RunOut { servers } => servers.min(open),
         };
         *self = Self::RunOut { servers };
@@ -50,24 +53,34 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: usize = 10;
+
+    #[test]
+    fn a_share_is_an_equal_part_and_never_nothing() {
+        let now = Instant::now();
+        let share = |nodes| HostLease::Share { nodes }.servers(LIMIT, 0, now);
+        assert_eq!([share(1), share(3), share(20)], [10, 3, 1]);
+        assert_eq!(HostLease::Share { nodes: 2 }.servers(usize::MAX, 0, now), usize::MAX / 2);
+    }
+
     #[test]
     fn a_lease_that_has_run_out_covers_what_is_open_and_nothing_more() {
         let begin = Instant::now();
         let until = begin + Duration::from_secs(4);
         let mut lease = HostLease::Part { servers: 5, until: Some(until) };
-        assert_eq!(lease.servers(3, until), 5);
+        assert_eq!(lease.servers(LIMIT, 3, until), 5);
         let later = until + Duration::from_millis(1);
-        assert_eq!(lease.servers(3, later), 3);
-        assert_eq!(lease.servers(2, later), 3, "one may be replaced");
+        assert_eq!(lease.servers(LIMIT, 3, later), 3);
+        assert_eq!(lease.servers(LIMIT, 2, later), 3, "one may be replaced");
         assert_eq!(lease, HostLease::RunOut { servers: 3 });
         let mut small = HostLease::Part { servers: 2, until: Some(until) };
-        assert_eq!(small.servers(3, later), 2);
+        assert_eq!(small.servers(LIMIT, 3, later), 2);
     }
 
     #[test]
     fn a_lease_without_an_end_stays() {
         let far = Instant::now() + Duration::from_secs(100_000);
-        assert_eq!(HostLease::Part { servers: 5, until: None }.servers(1, far), 5);
-        assert_eq!(HostLease::Whole.servers(1, far), usize::MAX);
+        assert_eq!(HostLease::Part { servers: 5, until: None }.servers(LIMIT, 1, far), 5);
+        assert_eq!(HostLease::Whole.servers(LIMIT, 1, far), usize::MAX);
     }
 }

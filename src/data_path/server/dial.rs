@@ -208,16 +208,44 @@ pub async fn send_cancel(
     secret: &[u8],
     options: &DialOptions,
 ) -> io::Result<()> {
+    let request = cancel_request(process_id, secret)?;
+    let to = Place { host, address: at, peer, within: options.cancel_timeout };
+    let sent = async { request_cancel(connect_for_cancel(&to, options).await?, &request).await };
+    let outcome = timeout(options.cancel_timeout, Box::pin(sent)).await;
+    outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// The same for a node, which passes it on to its session. Errors: [`io::ErrorKind::NotConnected`] if the node could not
+/// be reached `within` this time: then it has got nothing.
+pub async fn pass_on_cancel(
+    node: &Host,
+    at: &HostAddress,
+    within: Duration,
+    process_id: i32,
+    secret: &[u8],
+    options: &DialOptions,
+) -> io::Result<()> {
+    let request = cancel_request(process_id, secret)?;
+    let to = Place { host: node, address: at, peer: None, within };
+    let connected = timeout(within, Box::pin(connect_for_cancel(&to, options))).await;
+    let stream = match connected {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(io::Error::new(io::ErrorKind::NotConnected, error)),
+        Err(_) => return Err(io::ErrorKind::NotConnected.into()),
+    };
+    let outcome = timeout(options.cancel_timeout, Box::pin(request_cancel(stream, &request))).await;
+    outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn cancel_request(process_id: i32, secret: &[u8]) -> io::Result<Vec<u8>> {
     let length = i32::try_from(secret.len() + 12).ok().filter(|_| !secret.is_empty());
-    let Some(length) = length else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let length = length.ok_or(io::ErrorKind::InvalidInput)?;
     let mut request = Vec::with_capacity(secret.len() + 12);
     for field in [length.to_be_bytes(), CANCEL_REQUEST.to_be_bytes(), process_id.to_be_bytes()] {
         request.extend_from_slice(&field);
     }
     request.extend_from_slice(secret);
-    let to = Place { host, address: at, peer, within: options.cancel_timeout };
-    let outcome = timeout(options.cancel_timeout, Box::pin(cancel(&to, &request, options)));
-    outcome.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    Ok(request)
 }
 
 /// Where one connection goes.
@@ -232,7 +260,7 @@ struct Place<'a> {
     within: Duration,
 }
 
-async fn cancel(to: &Place<'_>, request: &[u8], options: &DialOptions) -> io::Result<()> {
+async fn connect_for_cancel(to: &Place<'_>, options: &DialOptions) -> io::Result<Stream> {
     // A cancel has no password: where TLS is optional, plain text is good enough.
     let (first, fallback) = match encryptions(to) {
         (Encryption::Plain, Some(_)) => (Encryption::IfOffered, Some(Encryption::Plain)),
@@ -242,10 +270,13 @@ async fn cancel(to: &Place<'_>, request: &[u8], options: &DialOptions) -> io::Re
         (Err(DialCause::Tls(_)), Some(fallback)) => connect(to, fallback, options).await,
         (outcome, _) => outcome,
     };
-    let mut stream = stream.map_err(|cause| match cause {
+    stream.map_err(|cause| match cause {
         DialCause::Unreachable(error) | DialCause::Unresolved(error) => error,
         other => io::Error::other(other.to_string()),
-    })?;
+    })
+}
+
+async fn request_cancel(mut stream: Stream, request: &[u8]) -> io::Result<()> {
     stream.write_all(request).await?;
     stream.flush().await?;
     // The server answers by closing the connection, perhaps with a reset or without TLS close_notify.

@@ -11,7 +11,7 @@ mod reset;
 mod scram;
 
 pub use self::address_roles::{AddressRole, AddressRoles};
-pub use self::dial::{DialOptions, DialTarget, NewConnection, OnAnswer, open, send_cancel};
+pub use self::dial::{DialOptions, DialTarget, NewConnection, OnAnswer, open, pass_on_cancel, send_cancel};
 pub use self::dial_error::{DialError, IdentityTrouble, TroubleKind};
 pub(in crate::data_path) use self::scram::hmac;
 

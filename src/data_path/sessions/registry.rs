@@ -15,6 +15,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use secrecy::SecretString;
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -324,6 +325,21 @@ const NODE_SHIFT: u32 = 20;
 /// PostgreSQL's own process numbers end below 2^22 (Linux), so none of ours is one of them.
 const NODE_MIN: u32 = 1 << (22 - NODE_SHIFT);
 
+const NODES: u32 = 1 << (31 - NODE_SHIFT);
+
+/// The number of a node in the process numbers of its clients, made of what identifies its process, so that other nodes
+/// can tell it as well. `None`: the process is not identified.
+pub fn node_number(process: &str) -> Option<u32> {
+    let [first, second, third, fourth, ..] = <[u8; 32]>::from(Sha256::digest(process.as_bytes()));
+    let number = u32::from_be_bytes([first, second, third, fourth]);
+    (!process.is_empty()).then(|| NODE_MIN + number % (NODES - NODE_MIN))
+}
+
+/// The number of the node that has given out a process number. In session mode it is a server's, and no node has its number.
+pub fn node_of(process_id: i32) -> Option<u32> {
+    u32::try_from(process_id).ok().map(|number| number >> NODE_SHIFT).filter(|node| *node >= NODE_MIN)
+}
+
 /// A registered session. Drop removes it from the registry, with its cancel key.
 #[derive(Debug)]
 pub struct Registered {
@@ -371,19 +387,24 @@ impl Drop for Registered {
 
 impl Default for Sessions {
     fn default() -> Self {
+        Self::of_process("")
+    }
+}
+
+impl Sessions {
+    /// None yet. `process`: what identifies this process ([`node_number`]).
+    pub fn of_process(process: &str) -> Self {
         Self {
             registry: Mutex::default(),
             first_end: AtomicU64::new(u64::MAX),
             has_idle_timeouts: AtomicBool::new(false),
             limits_changed: Notify::new(),
             next: AtomicU32::new(1),
-            node: rand::random_range(NODE_MIN..1 << (31 - NODE_SHIFT)),
+            node: node_number(process).unwrap_or_else(|| rand::random_range(NODE_MIN..NODES)),
             started: Instant::now(),
         }
     }
-}
 
-impl Sessions {
     /// Registers a session with a new process number and cancel key.
     pub fn register(self: &Arc<Self>, new: NewSession) -> (Registered, Secret) {
         let mut secret = vec![0; new.secret_bytes].into_boxed_slice();
@@ -431,7 +452,7 @@ impl Sessions {
 
     /// Whether a process number was given out by this node.
     pub fn is_ours(&self, process_id: i32) -> bool {
-        u32::try_from(process_id).is_ok_and(|number| number >> NODE_SHIFT == self.node)
+        node_of(process_id) == Some(self.node)
     }
 
     /// The session that a cancel key names.

@@ -152,7 +152,7 @@ impl World {
             sessions: Arc::new(Sessions::default()),
             workers,
             console: Arc::new(|_| Box::pin(async {})),
-            foreign_cancel: Arc::new(|_, _| {}),
+            foreign_cancel: Arc::new(|_| tokio::sync::oneshot::channel().1),
             connection_limits: Arc::default(),
             login_turns: Arc::default(),
             failed_logins: FailedLogins::default(),

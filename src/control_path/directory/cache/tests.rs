@@ -23,6 +23,7 @@ fn cache() -> (RowCache<&'static str, Row>, Arc<ChangeCounts>) {
         changes: changes.clone(),
         lookups: Arc::new(LookupLimit::new(10)),
         pace: Arc::new(ResponsePace::default()),
+        unconfirmed: Arc::default(),
     };
     (RowCache::new(limits, shared, |name| DirectoryChange::TenantName((*name).to_owned())), changes)
 }

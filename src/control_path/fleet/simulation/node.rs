@@ -207,7 +207,8 @@ impl Node {
         let granted = central.granted(self.id, at);
         let host = &mut self.hosts[at];
         loop {
-            let servers = u32::try_from(host.lease.servers(host.open as usize, time)).unwrap_or(u32::MAX);
+            let servers =
+                u32::try_from(host.lease.servers(usize::MAX, host.open as usize, time)).unwrap_or(u32::MAX);
             if host.open < host.wanted && host.open < servers {
                 let replaces =
                     matches!(host.lease, HostLease::RunOut { servers } if (host.open as usize) < servers);
@@ -230,7 +231,7 @@ impl Node {
             let granted = central.granted(self.id, at);
             let has_run_out = match host.lease {
                 HostLease::Part { until, .. } => until.is_some_and(|until| time > until),
-                HostLease::RunOut { .. } => true,
+                HostLease::RunOut { .. } | HostLease::Share { .. } => true,
                 HostLease::Whole => false,
             };
             let is_excused = host.is_alone || host.is_dazed || has_run_out;
@@ -246,7 +247,7 @@ impl Node {
     pub fn give_back(&mut self, at: usize, now: Duration) -> bool {
         let time = self.clock.base + self.clock.at(now);
         let host = &mut self.hosts[at];
-        let closes = host.open as usize > host.lease.servers(host.open as usize, time);
+        let closes = host.open as usize > host.lease.servers(usize::MAX, host.open as usize, time);
         host.open -= u32::from(closes);
         closes
     }
