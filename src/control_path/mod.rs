@@ -14,4 +14,5 @@ pub mod node;
 pub mod onboarding;
 mod rhythm;
 pub mod secrets;
+pub mod takeover;
 pub mod timestamp;

@@ -1,14 +1,19 @@
 //! A node: all that `pglobby serve` and `pglobby dev` run, put together.
 
 use std::{
+    io,
     net::{SocketAddr, TcpListener},
-    sync::Arc,
+    os::fd::OwnedFd,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use deadpool_postgres::Object;
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::AbortHandle,
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -29,9 +34,11 @@ use crate::{
         onboarding::{abandoned, adopt::complete_grants, repair::mending},
         rhythm,
         secrets::keyring_reload::ReloadableKeyring,
+        takeover::Inherited,
     },
     data_path::{
         directory::Directory as _,
+        inherited_sockets::duplicate,
         listener::{Accepting, Listeners},
         login::{failed_logins::FailedLogins, password_pace::PasswordPace},
         pool::{BeforeFirstPool, TenantLookup, TenantPools, host_lease::HostLease},
@@ -72,12 +79,19 @@ pub struct Node {
     central: Central,
     registration: Arc<Registration>,
     listeners: Listeners,
-    http: Option<SocketAddr>,
+    http: Option<HttpServing>,
     requests: tokio::sync::Mutex<mpsc::Receiver<Request>>,
     accepting: Option<Accepting>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     /// Dropped last: every session ends with the workers.
     _workers: Workers,
+}
+
+/// HTTP, which is served until the end of the node. Another process may accept on its socket before.
+#[derive(Debug)]
+struct HttpServing {
+    listener: TcpListener,
+    accepting: AbortHandle,
 }
 
 /// Why a node does not start or reload: one sentence.
@@ -90,20 +104,22 @@ fn refused(error: impl std::error::Error + 'static) -> NodeError {
 }
 
 impl Node {
-    /// Checks the configuration, binds, and serves.
+    /// Checks the configuration, takes over or binds its sockets, and serves.
     ///
     /// # Errors
     /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served
     /// then.
-    pub async fn start(config: Config) -> Result<Self, NodeError> {
+    pub async fn start(config: Config, inherited: &mut Inherited) -> Result<Self, NodeError> {
         let keyring = Arc::new(ReloadableKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;
         let schema = migrations::require_usable(&**first_client(&central, &config).await?).await;
         report_schema(schema.map_err(refused)?);
         let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
         let dial = Arc::new(ArcSwap::from_pointee(DialOptions::new(&config).map_err(refused)?));
-        let http = config.http_listen.map(http::bind).transpose().map_err(NodeError)?;
-        let listeners = Listeners::bind(&config).map_err(NodeError)?;
+        let sockets = &mut inherited.sockets;
+        let http = config.http_listen.map(|address| http::bind(address, sockets));
+        let http = http.transpose().map_err(NodeError)?;
+        let listeners = Listeners::bind(&config, sockets).map_err(NodeError)?;
         let workers = Workers::start(config.worker_threads).map_err(refused)?;
 
         let directory = CentralDirectory::new(central.clone(), keyring.clone(), &config);
@@ -133,7 +149,8 @@ impl Node {
             tls,
             directory: directory.clone(),
             pools,
-            sessions: Arc::new(Sessions::default()),
+            sessions: Arc::new(Sessions::after(inherited.process_numbers)),
+            successor: OnceLock::new(),
             workers: threads.clone(),
             console: console::entry(console_context.clone()),
             foreign_cancel: cluster_cancel::messenger(central.clone(), cancels_max),
@@ -145,8 +162,17 @@ impl Node {
         });
         console::serve_other_nodes(proxy.clone(), console_context);
         fleet.join().await;
-        let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
-        let tasks = spawn_tasks(context, &proxy, directory, fleet, window, http);
+        let mut tasks = spawn_tasks(context.clone(), &proxy, directory.clone(), fleet, window);
+        let http = match http {
+            Some(listener) => {
+                let served = listener.try_clone().map_err(refused)?;
+                let task = tokio::spawn(http::serve(served, proxy.clone(), directory, context));
+                let accepting = task.abort_handle();
+                tasks.push(task);
+                Some(HttpServing { listener, accepting })
+            }
+            None => None,
+        };
         let accepting = listeners.serve(&proxy).map_err(refused)?;
         for address in listeners.addresses() {
             info!(%address, "accepting clients");
@@ -158,7 +184,7 @@ impl Node {
             central,
             registration,
             listeners,
-            http: http_address,
+            http,
             requests: tokio::sync::Mutex::new(received),
             accepting: Some(accepting),
             tasks,
@@ -173,7 +199,21 @@ impl Node {
 
     /// Address of HTTP, if it is served.
     pub fn http_address(&self) -> Option<SocketAddr> {
-        self.http
+        self.http.as_ref().and_then(|http| http.listener.local_addr().ok())
+    }
+
+    /// Second descriptors of all listening sockets, for a process that takes over.
+    pub fn listening_sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        let mut sockets = self.listeners.duplicates()?;
+        if let Some(http) = &self.http {
+            sockets.push(duplicate(&http.listener)?);
+        }
+        Ok(sockets)
+    }
+
+    /// The process that the sockets were taken from has stopped accepting.
+    pub fn own_socket_files(&mut self) {
+        self.listeners.own_files();
     }
 
     /// The next request of an administrator to the owner of the process. Cancel-safe.
@@ -221,7 +261,14 @@ impl Node {
     /// Stops accepting clients and ends every session; at once when `impatience` resolves.
     pub async fn end(mut self, ending: Ending, impatience: impl Future<Output = ()>) {
         self.accepting = None;
-        self.listeners.close();
+        if let Ending::Replaced { .. } = ending {
+            self.listeners.leave_to_successor();
+            if let Some(http) = self.http.take() {
+                http.accepting.abort();
+            }
+        } else {
+            self.listeners.close();
+        }
         end_sessions(&self.proxy, ending, impatience).await;
         self.servers_closed().await;
         self.stop_tasks();
@@ -242,12 +289,11 @@ fn spawn_tasks(
     directory: Arc<CentralDirectory>,
     fleet: Arc<Fleet>,
     window: Arc<StatsWindow>,
-    http: Option<TcpListener>,
 ) -> Vec<tokio::task::JoinHandle<()>> {
     let AdminContext { central, barrier, .. } = context.clone();
     let told = Arc::<Notify>::default();
     let told_of = (fleet.clone(), told.clone());
-    let mut tasks = vec![
+    vec![
         tokio::spawn(follow(central.clone(), proxy.clone(), directory.clone(), barrier, told_of)),
         tokio::spawn(nodes::warn_of_differences(central.clone(), fleet.clone())),
         tokio::spawn(membership::keep(central, fleet, proxy.pools.clone(), told)),
@@ -255,11 +301,7 @@ fn spawn_tasks(
         tokio::spawn(timeouts::watch(proxy.sessions.clone(), proxy.config.clone(), proxy.workers.clone())),
         tokio::spawn(abandoned::watch(context.clone(), proxy.metrics.clone())),
         tokio::spawn(host_budget::warn_at_start(context.actor("pglobby"))),
-    ];
-    if let Some(listener) = http {
-        tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), directory, context)));
-    }
-    tasks
+    ]
 }
 
 /// A connection to the central database. Retries if the database is still starting, for example after a

@@ -3,16 +3,20 @@
 pub mod directory;
 pub mod exchange;
 pub mod functions;
+pub(crate) mod inherited_sockets;
 pub(crate) mod listener;
 pub(crate) mod lock;
 pub(crate) mod log_limit;
 pub(crate) mod login;
 pub(crate) mod memory_limit;
+pub(crate) mod packed_session;
 pub(crate) mod pool;
+pub(crate) mod port_in_use;
 pub mod prepared;
 pub(crate) mod proxy;
 pub(crate) mod relay;
 pub mod server;
+pub(crate) mod session_arrival;
 pub(crate) mod session_start;
 pub mod session_state;
 pub(crate) mod sessions;
@@ -21,6 +25,7 @@ mod simulation;
 pub mod sql;
 pub mod tenant;
 pub(crate) mod tenant_switch;
+pub(crate) mod unix_socket;
 pub(crate) mod worker;
 
 use std::sync::Arc;

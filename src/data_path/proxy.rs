@@ -1,8 +1,13 @@
 //! The state that all clients share: configuration, directory, pools, sessions, connection limits.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::{
@@ -18,6 +23,7 @@ use crate::{
             startup::StartupPacket,
             tenant_routing::{access_to, admit},
         },
+        packed_session::MovingSession,
         pool::{Pool, SessionCount, TenantPools},
         sessions::registry::{SessionHandle, Sessions},
         tenant::{Access, DirectoryChange, Login, Tenant, allowed_from},
@@ -65,6 +71,8 @@ pub struct Proxy {
     pub console: Console,
     /// For cancel requests of other nodes' sessions.
     pub foreign_cancel: ClusterCancel,
+    /// The way to the process that takes over, once it accepts clients.
+    pub successor: OnceLock<mpsc::Sender<MovingSession>>,
     pub connection_limits: Arc<ConnectionLimits>,
     /// The limit of logins at a time.
     pub login_turns: Arc<LoginTurns>,

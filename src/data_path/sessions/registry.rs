@@ -191,6 +191,11 @@ impl SessionHandle {
         receiver
     }
 
+    /// The session's cancel key.
+    pub(in crate::data_path) fn secret(&self) -> &[u8] {
+        &self.secret
+    }
+
     /// Whether `secret` is the session's cancel key. Takes constant time.
     pub fn has_secret(&self, secret: &[u8]) -> bool {
         self.secret.ct_eq(secret).into()
@@ -302,6 +307,8 @@ pub struct Sessions {
     pub(in crate::data_path) has_idle_timeouts: AtomicBool,
     /// A session may exceed a limit sooner than was known: one is set, or the configuration has changed.
     pub limits_changed: Notify,
+    /// Sessions that have moved to the process that takes over.
+    pub moved: AtomicU64,
     next: AtomicU32,
     /// The upper bits of every process number. They differ between pglobby processes, so that a cancel that
     /// reaches the wrong process is recognised.
@@ -322,7 +329,7 @@ struct Registry {
 const NODE_SHIFT: u32 = 20;
 
 /// PostgreSQL's own process numbers end below 2^22 (Linux), so none of ours is one of them.
-const NODE_MIN: u32 = 1 << (22 - NODE_SHIFT);
+const NODES: std::ops::Range<u32> = 1 << (22 - NODE_SHIFT)..1 << (31 - NODE_SHIFT);
 
 /// A registered session. Drop removes it from the registry, with its cancel key.
 #[derive(Debug)]
@@ -376,14 +383,29 @@ impl Default for Sessions {
             first_end: AtomicU64::new(u64::MAX),
             has_idle_timeouts: AtomicBool::new(false),
             limits_changed: Notify::new(),
+            moved: AtomicU64::new(0),
             next: AtomicU32::new(1),
-            node: rand::random_range(NODE_MIN..1 << (31 - NODE_SHIFT)),
+            node: rand::random_range(NODES),
             started: Instant::now(),
         }
     }
 }
 
 impl Sessions {
+    /// The sessions of a process that takes over from the one with the number `before`, and has another number.
+    pub fn after(before: Option<u32>) -> Self {
+        let mut sessions = Self::default();
+        while Some(sessions.node) == before {
+            sessions.node = rand::random_range(NODES);
+        }
+        sessions
+    }
+
+    /// The upper bits of the process numbers of sessions that begin here.
+    pub fn node(&self) -> u32 {
+        self.node
+    }
+
     /// Registers a session with a new process number and cancel key.
     pub fn register(self: &Arc<Self>, new: NewSession) -> (Registered, Secret) {
         let mut secret = vec![0; new.secret_bytes].into_boxed_slice();
@@ -396,10 +418,38 @@ impl Sessions {
                 break number;
             }
         };
+        let registered = self.insert(&mut registry, new, process_id, secret.clone(), SystemTime::now());
+        (registered, secret)
+    }
+
+    /// Registers a session that has come from another process, with the process number and cancel key that its
+    /// client knows. `None`: a session that began here may have had that number.
+    pub fn register_arrived(
+        self: &Arc<Self>,
+        new: NewSession,
+        process_id: i32,
+        secret: &[u8],
+        connected_at: SystemTime,
+    ) -> Option<Registered> {
+        let mut registry = locked(&self.registry);
+        if self.is_ours(process_id) || registry.by_process_id.contains_key(&process_id) {
+            return None;
+        }
+        Some(self.insert(&mut registry, new, process_id, secret.into(), connected_at))
+    }
+
+    fn insert(
+        self: &Arc<Self>,
+        registry: &mut Registry,
+        new: NewSession,
+        process_id: i32,
+        secret: Secret,
+        connected_at: SystemTime,
+    ) -> Registered {
         let handle = Arc::new(SessionHandle {
             process_id,
             known_as: new.known_as.unwrap_or(process_id),
-            secret: secret.clone(),
+            secret,
             idle_session_ms: AtomicU32::new(0),
             valid_until: AtomicU64::new(millis(new.login.valid_until)),
             login: new.login,
@@ -408,7 +458,7 @@ impl Sessions {
             addresses: new.addresses,
             tls: new.tls,
             application_name: Mutex::new(new.application_name),
-            connected_at: SystemTime::now(),
+            connected_at,
             server_process_id: AtomicU32::new(0),
             doing: AtomicU8::new(Activity::Idle as u8),
             since_ms: AtomicU32::new(new.now_ms),
@@ -425,8 +475,7 @@ impl Sessions {
         if handle.known_as != process_id {
             registry.known_as.entry(handle.known_as).or_default().push(process_id);
         }
-        drop(registry);
-        (Registered { sessions: self.clone(), handle }, secret)
+        Registered { sessions: self.clone(), handle }
     }
 
     /// Whether a process number was given out by this node.
