@@ -38,8 +38,13 @@ const CHECK_EVERY: Duration = Duration::from_millis(20);
 const LAST_ERROR: Duration = Duration::from_millis(500);
 
 /// Ends every session. The caller stops accepting clients before, and ends the workers after. When
-/// `impatience` resolves, a drain ends the remaining sessions at once with the same error.
-pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl Future<Output = ()>) {
+/// `impatience` resolves, a drain ends the remaining sessions at once with the same error. Returns whether it has not
+/// resolved.
+pub async fn end_sessions(
+    proxy: &Arc<Proxy>,
+    ending: Ending,
+    impatience: &mut (impl Future<Output = ()> + Unpin),
+) -> bool {
     let began = Instant::now();
     let all_left = async {
         match ending {
@@ -48,10 +53,13 @@ pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl F
             Ending::Now => {}
         }
     };
-    tokio::select! {
-        () = all_left => {}
-        () = impatience => info!(sessions = proxy.sessions.len(), "stopping now"),
-    }
+    let has_time = tokio::select! {
+        () = all_left => true,
+        () = impatience => {
+            info!(sessions = proxy.sessions.len(), "stopping now");
+            false
+        }
+    };
     proxy.connection_limits.close();
     let sessions_cut = proxy.sessions.end(&ClientError::AdminShutdown, |_| true);
     let ended = Instant::now();
@@ -62,6 +70,24 @@ pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl F
     for pool in proxy.pools.all() {
         pool.retire(None);
     }
+    has_time
+}
+
+/// Passes on the bytes of sessions with TLS that have moved, until their clients leave, for `takeover_tls_timeout` and
+/// what the other process then needs to end them.
+pub async fn forward_sessions(proxy: &Proxy) {
+    let forwarded = proxy.sessions.forwarded();
+    if forwarded == 0 {
+        return;
+    }
+    let timeouts = proxy.config.load().timeouts.clone();
+    let at_most = timeouts.takeover_tls.unwrap_or_default() + timeouts.shutdown;
+    info!(sessions = forwarded, at_most_s = at_most.as_secs(), "passing on the bytes of sessions with TLS");
+    let began = Instant::now();
+    while proxy.sessions.forwarded() > 0 && began.elapsed() < at_most {
+        tokio::time::sleep(CHECK_EVERY).await;
+    }
+    info!(remaining = proxy.sessions.forwarded(), "sessions with TLS have left");
 }
 
 /// Refuses logins, and ends sessions when they are between two transactions.

@@ -1,4 +1,4 @@
-//! A new process takes over from the running one: no client is refused, and sessions without TLS go on.
+//! A new process takes over from the running one: no client is refused, and sessions go on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -9,24 +9,24 @@ use std::{
         net::UnixDatagram,
     },
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal};
 use support::{
-    Client, Proxy, Wire,
+    Proxy, Wire,
     certificates::Authority,
-    client::{in_time, in_words},
-    proxy::{Caller, login_of},
+    client::in_time,
+    proxy::login_of,
     tls::connect_tls,
     wire::{PROTOCOL_3_0, bind, execute, message, parse, rows, ssl_request, startup_message, sync, tags},
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_postgres::NoTls;
+use tokio_rustls::client::TlsStream;
 
 /// The socket at which the next process asks.
 fn asking_place(proxy: &Proxy) -> PathBuf {
@@ -104,7 +104,7 @@ async fn a_transaction_ends_where_it_began_and_its_session_moves_then() {
     assert!(old.ended().await.success());
 }
 
-/// What is only on a server, or in the state of TLS, cannot move.
+/// What is only on a server cannot move.
 #[tokio::test]
 async fn a_session_that_cannot_move_ends_between_two_transactions() {
     let mut proxy = Proxy::with_tenant("acme").start().await;
@@ -141,22 +141,99 @@ async fn sessions_of_a_service_login_stay_at_the_tenant_that_they_chose() {
     assert_eq!(client.ask("SHOW pglobby.tenant").await, "acme");
 }
 
-/// The state of TLS cannot be passed on. A login that is under way completes at the old process.
-#[tokio::test]
-async fn a_login_that_is_under_way_is_not_refused() {
+/// A proxy with a certificate, and the folder of its authority.
+async fn proxy_with_tls(timeout: &str) -> (Proxy, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     Authority::new().write_server_files(folder.path(), &["localhost"]);
     let file = |name: &str| format!("{:?}", folder.path().join(name));
-    let mut proxy = Proxy::with_tenant("acme")
+    let proxy = Proxy::with_tenant("acme")
         .config("client_tls_cert_file", &file("server.crt"))
         .config("client_tls_key_file", &file("server.key"))
+        .config("takeover_tls_timeout", timeout)
         .start()
         .await;
+    (proxy, folder)
+}
+
+/// A TLS connection that has sent nothing yet.
+async fn open_tls(proxy: &Proxy, folder: &tempfile::TempDir) -> TlsStream<TcpStream> {
     let mut client = Wire::open(proxy.port()).await;
     client.send_bytes(&ssl_request()).await;
     assert_eq!(client.receive_byte().await, b'S');
-    let authority = folder.path().join("ca.crt");
-    let mut tls = connect_tls(client.stream, &authority, "localhost", &[]).await.unwrap();
+    connect_tls(client.stream, &folder.path().join("ca.crt"), "localhost", &[]).await.unwrap()
+}
+
+/// An ordinary client over TLS.
+async fn client_with_tls(proxy: &Proxy, folder: &tempfile::TempDir) -> tokio_postgres::Client {
+    let tls = open_tls(proxy, folder).await;
+    let config = proxy.client("acme").config;
+    let (client, connection) = config.connect_raw(tls, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn ask(client: &tokio_postgres::Client, sql: &str) -> String {
+    in_time(sql, client.query_one(sql, &[])).await.unwrap().get(0)
+}
+
+/// The process before goes on to encrypt and decrypt, also for a session that moves again.
+#[tokio::test]
+async fn a_client_with_tls_notices_nothing() {
+    let (mut proxy, folder) = proxy_with_tls("\"1h\"").await;
+    let client = client_with_tls(&proxy, &folder).await;
+    client.batch_execute("SET app.person = 'ann'").await.unwrap();
+
+    let mut first = proxy.take_over().await;
+    assert_eq!(ask(&client, "SELECT current_setting('app.person')").await, "ann");
+    proxy.logged("passing on the bytes of sessions with TLS").await;
+    let second = proxy.take_over().await;
+    assert!(second.ended().await.success());
+    let long = ask(&client, "SELECT repeat('x', 3000000) || current_setting('app.person')").await;
+    assert!(long.len() == 3_000_003 && long.ends_with("ann"));
+    assert!(first.is_running());
+    let console = proxy.console().await;
+    let clients = console.ask_all("SHOW CLIENTS").await;
+    let shown = clients.iter().flatten().flatten().any(|value| value.contains("TLS"));
+    assert!(shown, "{clients:?}");
+    drop(client);
+    assert!(first.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_client_with_tls_ends_between_two_transactions_when_the_time_is_over() {
+    let (mut proxy, folder) = proxy_with_tls("\"300ms\"").await;
+    let client = client_with_tls(&proxy, &folder).await;
+    client.batch_execute("SET app.person = 'ann'").await.unwrap();
+    let first = proxy.take_over().await;
+    proxy.logged("passing on the bytes of sessions with TLS").await;
+    client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(ask(&client, "SELECT pg_sleep(0.5)::text").await, "");
+    client.batch_execute("COMMIT").await.unwrap();
+    in_time("the connection is closed", async {
+        while !client.is_closed() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(first.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_client_with_tls_ends_at_the_take_over_where_nothing_is_passed_on() {
+    let (mut proxy, folder) = proxy_with_tls("\"off\"").await;
+    let client = client_with_tls(&proxy, &folder).await;
+    client.batch_execute("BEGIN").await.unwrap();
+    let old = proxy.take_over().await;
+    client.batch_execute("COMMIT").await.unwrap();
+    assert!(old.ended().await.success());
+    assert!(client.batch_execute("SELECT 1").await.is_err());
+}
+
+/// A login that is under way completes at the old process.
+#[tokio::test]
+async fn a_login_that_is_under_way_is_not_refused() {
+    let (mut proxy, folder) = proxy_with_tls("\"1h\"").await;
+    let mut tls = open_tls(&proxy, &folder).await;
 
     let old = proxy.take_over().await;
 
@@ -260,79 +337,4 @@ async fn usr2_starts_a_process_that_takes_over_and_the_service_manager_is_told()
         }
     })
     .await;
-}
-
-/// Clients that stay, and clients that come and go, through several take-overs in a row.
-#[tokio::test(flavor = "multi_thread")]
-async fn no_client_notices_take_overs_under_load() {
-    let mut proxy = Proxy::with_tenant("acme").pool_size(4).start().await;
-    let setup = proxy.client("acme").connect().await;
-    setup.run("CREATE TABLE counted (client int PRIMARY KEY, n int NOT NULL)").await;
-    setup.run("INSERT INTO counted SELECT n, 0 FROM generate_series(1, 8) AS n").await;
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let mut clients = Vec::new();
-    for number in 1..=8 {
-        let (caller, stop, done) = (proxy.client("acme"), stop.clone(), done.clone());
-        clients.push(tokio::spawn(async move { stays(caller, number, &stop, &done).await }));
-    }
-    for _ in 0..4 {
-        let (caller, stop, done) = (proxy.client("acme"), stop.clone(), done.clone());
-        clients.push(tokio::spawn(async move { comes_and_goes(caller, &stop, &done).await }));
-    }
-    for _ in 0..ROUNDS {
-        let before = done.load(Ordering::Relaxed);
-        let old = proxy.take_over().await;
-        assert!(old.ended().await.success());
-        in_time("work goes on", async {
-            while done.load(Ordering::Relaxed) < before + 500 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
-    }
-    stop.store(true, Ordering::Relaxed);
-    let mut transactions = 0;
-    for client in clients {
-        transactions += client.await.unwrap();
-    }
-    let counted: u64 = setup.ask("SELECT sum(n) FROM counted").await.parse().unwrap();
-    assert_eq!(counted, transactions, "each transaction counts once");
-}
-
-const ROUNDS: usize = 5;
-
-/// Transactions on one connection, prepared and simple; how many were committed.
-async fn stays(caller: Caller, number: i32, stop: &AtomicBool, done: &AtomicU64) -> u64 {
-    let client = caller.connect().await;
-    client.run(&format!("SET app.number = '{number}'")).await;
-    let sql = "UPDATE counted SET n = n + 1 WHERE client = $1 RETURNING current_setting('app.number')";
-    let update = client.prepare(sql).await.unwrap();
-    let mut committed = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let told = |error: tokio_postgres::Error| panic!("client {number}: {}", in_words(&error));
-        let row = match committed % 2 {
-            0 => client.query_one(&update, &[&number]).await.unwrap_or_else(told),
-            _ => {
-                client.run("BEGIN").await;
-                let row = client.query_one(&update, &[&number]).await.unwrap_or_else(told);
-                client.run("COMMIT").await;
-                row
-            }
-        };
-        assert_eq!(row.get::<_, &str>(0), number.to_string());
-        committed += 1;
-        done.fetch_add(1, Ordering::Relaxed);
-    }
-    committed
-}
-
-/// A connection for each query.
-async fn comes_and_goes(caller: Caller, stop: &AtomicBool, done: &AtomicU64) -> u64 {
-    while !stop.load(Ordering::Relaxed) {
-        let client: Client = caller.connect().await;
-        assert_eq!(client.ask("SELECT 7").await, "7");
-        client.leave().await;
-        done.fetch_add(1, Ordering::Relaxed);
-    }
-    0
 }

@@ -7,6 +7,7 @@ use sd_notify::NotifyState;
 use tokio::{
     process::Command,
     signal::unix::{Signal, SignalKind, signal},
+    task::JoinHandle,
 };
 use tracing::{error, info, warn};
 
@@ -31,8 +32,8 @@ use crate::{
     after_help = "Example:\n  pglobby serve\n  pglobby serve --config /etc/pglobby/proxy.toml\n  pglobby serve --take-over"
 )]
 pub struct Serve {
-    /// Take over from the process that serves this configuration: its listening sockets, and its sessions without
-    /// TLS. Without such a process, start as the first one
+    /// Take over from the process that serves this configuration: its listening sockets, and its sessions. Without
+    /// such a process, start as the first one
     #[arg(long)]
     take_over: bool,
 }
@@ -51,7 +52,6 @@ impl Serve {
         process::prepare(&config);
         let mut signals = Signals::catch()?;
         let mut upgrades = signal(SignalKind::user_defined2())?;
-        let at_most = config.timeouts.shutdown;
         let taken =
             if self.take_over { Predecessor::ask(&config).await.map_err(Failure::new)? } else { None };
         let (predecessor, inherited) = taken.unzip();
@@ -62,42 +62,17 @@ impl Serve {
             // Starting takes as long as the central database cannot be reached.
             () = signals.end_requested() => return Ok(()),
         };
-        let mut states = vec![NotifyState::Ready];
+        let (mut states, mut receiving) = (vec![NotifyState::Ready], None);
         if let Some(predecessor) = predecessor {
-            predecessor.replace(node.proxy.clone()).await.map_err(Failure::new)?;
+            receiving = Some(predecessor.replace(node.proxy.clone()).await.map_err(Failure::new)?);
             node.own_socket_files();
             place.iter_mut().for_each(UnixSocket::own_file);
             inherited.sockets.close_rest();
             states.push(NotifyState::MainPid(std::process::id()));
         }
         let _ = sd_notify::notify(false, &states);
-        let ending = {
-            let mut successor = pin!(async {
-                match &mut place {
-                    Some(place) => Successor::of(place, &node).await,
-                    None => std::future::pending().await,
-                }
-            });
-            loop {
-                tokio::select! {
-                    kind = signals.next() => match kind {
-                        kind if kind == SignalKind::hangup() => drop(reload(globals, &node).await),
-                        kind if kind == SignalKind::terminate() => break Ending::Drain { at_most: Some(at_most) },
-                        kind if kind == SignalKind::interrupt() => break Ending::Drain { at_most: None },
-                        _ => break Ending::Now,
-                    },
-                    request = node.requested() => match request {
-                        Request::Reload(reply) => drop(reply.send(reload(globals, &node).await)),
-                        Request::Shutdown(ending) => break ending,
-                    },
-                    successor = &mut successor => {
-                        successor.receive_from(&node.proxy);
-                        break Ending::Replaced { at_most };
-                    }
-                    _ = upgrades.recv() => start_successor(),
-                }
-            }
-        };
+        let successor = next_process(receiving, place.as_mut(), &node);
+        let ending = until_end(globals, &node, &mut signals, &mut upgrades, successor).await;
         // The service goes on with the other process.
         if !matches!(ending, Ending::Replaced { .. }) {
             let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
@@ -105,6 +80,52 @@ impl Serve {
         info!(shutdown_mode = ending_name(ending), "stopping");
         node.end(ending, signals.end_requested()).await;
         Ok(())
+    }
+}
+
+/// The process that takes over from this one, once this one has all sessions of the process before.
+async fn next_process(
+    receiving: Option<JoinHandle<()>>,
+    place: Option<&mut UnixSocket>,
+    node: &Node,
+) -> Successor {
+    if let Some(receiving) = receiving {
+        let _ = receiving.await;
+    }
+    match place {
+        Some(place) => Successor::of(place, node).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Serves until a signal, an administrator or another process ends it; returns how.
+async fn until_end(
+    globals: &Globals,
+    node: &Node,
+    signals: &mut Signals,
+    upgrades: &mut Signal,
+    successor: impl Future<Output = Successor>,
+) -> Ending {
+    let at_most = || node.proxy.config.load().timeouts.shutdown;
+    let mut successor = pin!(successor);
+    loop {
+        tokio::select! {
+            kind = signals.next() => match kind {
+                kind if kind == SignalKind::hangup() => drop(reload(globals, node).await),
+                kind if kind == SignalKind::terminate() => return Ending::Drain { at_most: Some(at_most()) },
+                kind if kind == SignalKind::interrupt() => return Ending::Drain { at_most: None },
+                _ => return Ending::Now,
+            },
+            request = node.requested() => match request {
+                Request::Reload(reply) => drop(reply.send(reload(globals, node).await)),
+                Request::Shutdown(ending) => return ending,
+            },
+            successor = &mut successor => {
+                successor.receive_from(&node.proxy);
+                return Ending::Replaced { at_most: at_most() };
+            }
+            _ = upgrades.recv() => start_successor(),
+        }
     }
 }
 

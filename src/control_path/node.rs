@@ -4,7 +4,8 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
-    sync::{Arc, OnceLock},
+    pin::pin,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use deadpool_postgres::Object;
 use tokio::{
     sync::{Notify, mpsc},
-    task::AbortHandle,
+    task::{AbortHandle, JoinHandle},
 };
 use tracing::{info, warn};
 
@@ -40,6 +41,7 @@ use crate::{
         directory::Directory as _,
         inherited_sockets::duplicate,
         listener::{Accepting, Listeners},
+        lock::locked,
         login::{failed_logins::FailedLogins, password_pace::PasswordPace},
         pool::{BeforeFirstPool, TenantLookup, TenantPools, host_lease::HostLease},
         proxy::Proxy,
@@ -49,7 +51,7 @@ use crate::{
         worker::Workers,
     },
     metrics::Metrics,
-    shutdown::{Ending, end_sessions},
+    shutdown::{Ending, end_sessions, forward_sessions},
     wire::tls::towards_clients::{CertificateFiles, ClientTlsAcceptor},
 };
 
@@ -82,7 +84,7 @@ pub struct Node {
     http: Option<HttpServing>,
     requests: tokio::sync::Mutex<mpsc::Receiver<Request>>,
     accepting: Option<Accepting>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
     /// Dropped last: every session ends with the workers.
     _workers: Workers,
 }
@@ -150,7 +152,7 @@ impl Node {
             directory: directory.clone(),
             pools,
             sessions: Arc::new(Sessions::after(inherited.process_numbers)),
-            successor: OnceLock::new(),
+            successor: Mutex::default(),
             workers: threads.clone(),
             console: console::entry(console_context.clone()),
             foreign_cancel: cluster_cancel::messenger(central.clone(), cancels_max),
@@ -163,16 +165,8 @@ impl Node {
         console::serve_other_nodes(proxy.clone(), console_context);
         fleet.join().await;
         let mut tasks = spawn_tasks(context.clone(), &proxy, directory.clone(), fleet, window);
-        let http = match http {
-            Some(listener) => {
-                let served = listener.try_clone().map_err(refused)?;
-                let task = tokio::spawn(http::serve(served, proxy.clone(), directory, context));
-                let accepting = task.abort_handle();
-                tasks.push(task);
-                Some(HttpServing { listener, accepting })
-            }
-            None => None,
-        };
+        let http = http.map(|listener| serve_http(listener, &proxy, directory, context, &mut tasks));
+        let http = http.transpose().map_err(refused)?;
         let accepting = listeners.serve(&proxy).map_err(refused)?;
         for address in listeners.addresses() {
             info!(%address, "accepting clients");
@@ -269,10 +263,19 @@ impl Node {
         } else {
             self.listeners.close();
         }
-        end_sessions(&self.proxy, ending, impatience).await;
+        let mut impatience = pin!(impatience);
+        let has_time = end_sessions(&self.proxy, ending, &mut impatience).await;
+        // The other process learns that no session follows.
+        drop(locked(&self.proxy.successor).take());
         self.servers_closed().await;
         self.stop_tasks();
         self.registration.remove(&self.central).await;
+        if has_time {
+            tokio::select! {
+                () = forward_sessions(&self.proxy) => {}
+                () = impatience => {}
+            }
+        }
     }
 }
 
@@ -282,6 +285,19 @@ impl Drop for Node {
     }
 }
 
+fn serve_http(
+    listener: TcpListener,
+    proxy: &Arc<Proxy>,
+    directory: Arc<CentralDirectory>,
+    context: AdminContext,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> io::Result<HttpServing> {
+    let task = tokio::spawn(http::serve(listener.try_clone()?, proxy.clone(), directory, context));
+    let accepting = task.abort_handle();
+    tasks.push(task);
+    Ok(HttpServing { listener, accepting })
+}
+
 /// What runs beside the sessions for as long as the node does.
 fn spawn_tasks(
     context: AdminContext,
@@ -289,7 +305,7 @@ fn spawn_tasks(
     directory: Arc<CentralDirectory>,
     fleet: Arc<Fleet>,
     window: Arc<StatsWindow>,
-) -> Vec<tokio::task::JoinHandle<()>> {
+) -> Vec<JoinHandle<()>> {
     let AdminContext { central, barrier, .. } = context.clone();
     let told = Arc::<Notify>::default();
     let told_of = (fleet.clone(), told.clone());

@@ -1,10 +1,13 @@
-//! A session in a form that another process can read, and the way there. Sessions without TLS move to the process that
-//! takes over, between two transactions: `relay/move_to_successor.rs` packs them, `session_arrival.rs` unpacks them.
+//! A session in a form that another process can read, and the way there. Sessions move to the process that takes over,
+//! between two transactions: `relay/move_to_successor.rs` packs them, `session_arrival.rs` unpacks them.
 //!
 //! The form is JSON with a version. A process that does not know the version, or a field, refuses the session, which
 //! then ends as in any other shutdown.
 
-use std::os::fd::OwnedFd;
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -33,6 +36,12 @@ pub struct SessionV1 {
     pub secret: Vec<u8>,
     /// When it began, in milliseconds since 1970.
     pub connected_at_ms: u64,
+    pub peer: Option<IpAddr>,
+    /// The proxy's address and the client's.
+    pub addresses: Option<(SocketAddr, SocketAddr)>,
+    pub tls: bool,
+    /// The socket leads to a process that passes on what it decrypts, until then (milliseconds since 1970).
+    pub forwarded_until_ms: Option<u64>,
     pub login: PackedLogin,
     /// `None`: no tenant is chosen.
     pub tenant: Option<PackedTenant>,
@@ -155,7 +164,7 @@ pub struct PackedUnnamed {
 pub struct MovingSession {
     /// The packed session.
     pub packed: Vec<u8>,
-    /// The client's connection.
+    /// The client's connection, or with TLS one to this process.
     pub socket: OwnedFd,
     /// Gets what became of it. Dropped without: the link to the other process is lost, which may have the session.
     pub outcome: oneshot::Sender<MoveOutcome>,

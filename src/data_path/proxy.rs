@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -71,8 +71,8 @@ pub struct Proxy {
     pub console: Console,
     /// For cancel requests of other nodes' sessions.
     pub foreign_cancel: ClusterCancel,
-    /// The way to the process that takes over, once it accepts clients.
-    pub successor: OnceLock<mpsc::Sender<MovingSession>>,
+    /// The way to the process that takes over, from when it accepts clients until no session is left to move.
+    pub successor: Mutex<Option<mpsc::Sender<MovingSession>>>,
     pub connection_limits: Arc<ConnectionLimits>,
     /// The limit of logins at a time.
     pub login_turns: Arc<LoginTurns>,

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tracing::info;
@@ -30,11 +30,12 @@ use crate::{
             client_session::{ClientSession, Traffic},
         },
         session_start::{apply_missed_changes, rules_at, rules_without_tenant},
-        sessions::registry::{NewSession, Registered},
+        sessions::registry::{NewSession, Registered, Sessions},
         tenant::{Access, Login, allowed_from, verifier_digest},
         tenant_switch::switcher::TenantSwitcher,
         worker::Worker,
     },
+    error::ClientError,
     wire::stream::Stream,
 };
 
@@ -68,7 +69,7 @@ pub async fn receive(packed: &[u8], socket: OwnedFd, proxy: &Arc<Proxy>) -> Resu
         return Err("the hash functions of the two processes differ".to_owned());
     }
     let client = Stream::detached(socket).map_err(in_words)?;
-    let peer = client.addresses().map(|(_, theirs)| theirs.ip());
+    let peer = session.peer;
     let config = proxy.config.load_full();
     let permit = proxy.connection_limits.enter(peer, &config.limits).ok_or("there are too many clients")?;
     permit.admit(&config.limits).and_then(|()| permit.logged_in(&config.limits)).map_err(in_words)?;
@@ -79,8 +80,11 @@ pub async fn receive(packed: &[u8], socket: OwnedFd, proxy: &Arc<Proxy>) -> Resu
     };
     let pool = entered.as_ref().map(|(pool, _)| pool);
     let worker = proxy.workers.iter().min_by_key(|worker| worker.sessions()).ok_or("there is no worker")?;
-    let handle = register(&session, &client, &login, pool, worker, proxy)?;
+    let handle = register(&session, &login, pool, worker, proxy)?;
     apply_missed_changes(&permit, &handle, proxy).await;
+    if let Some(until) = handle.forwarded_until {
+        tokio::spawn(end_at(until, handle.process_id, proxy.sessions.clone()));
+    }
     if config.log.connections {
         info!(
             tenant = pool.map(|pool| &*pool.tenant.name), login = login.name, connection = handle.process_id,
@@ -102,31 +106,39 @@ pub async fn receive(packed: &[u8], socket: OwnedFd, proxy: &Arc<Proxy>) -> Resu
     Ok(ArrivedSession { arrival, permit, worker: worker.clone() })
 }
 
+/// Ends a session between two transactions before the process that has its TLS ends.
+async fn end_at(until: SystemTime, process_id: i32, sessions: Arc<Sessions>) {
+    tokio::time::sleep(until.duration_since(SystemTime::now()).unwrap_or_default()).await;
+    if let Some(session) = sessions.numbered(process_id) {
+        session.end_when_free(ClientError::AdminShutdown);
+    }
+}
+
 fn in_words(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
 fn register(
     session: &SessionV1,
-    client: &Stream,
     login: &Arc<Login>,
     pool: Option<&Arc<Pool>>,
     worker: &Worker,
     proxy: &Proxy,
 ) -> Result<Registered, String> {
-    let addresses = client.addresses();
+    let moment = |ms| UNIX_EPOCH + Duration::from_millis(ms);
     let new = NewSession {
         login: login.clone(),
         tenant_access: pool.map(|pool| pool.tenant_access.clone()),
-        peer: addresses.map(|(_, theirs)| theirs.ip()),
-        addresses,
+        peer: session.peer,
+        addresses: session.addresses,
         now_ms: worker.clock.now_ms(),
-        tls: false,
+        tls: session.tls,
+        forwarded_until: session.forwarded_until_ms.map(moment),
         application_name: session.application_name.as_str().into(),
         known_as: None,
         secret_bytes: session.secret.len(),
     };
-    let connected_at = UNIX_EPOCH + Duration::from_millis(session.connected_at_ms);
+    let connected_at = moment(session.connected_at_ms);
     let registered = proxy.sessions.register_arrived(new, session.process_id, &session.secret, connected_at);
     registered.ok_or_else(|| "its process number is in use here".to_owned())
 }

@@ -158,6 +158,7 @@ fn open_session(
         addresses: stream.addresses(),
         now_ms,
         tls: packet.tls.is_some(),
+        forwarded_until: None,
         application_name: status.reported.text("application_name").unwrap_or_default().into(),
         known_as,
         secret_bytes: if packet.minor >= 2 { 32 } else { 4 },

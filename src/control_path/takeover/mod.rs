@@ -1,5 +1,5 @@
 //! A new process takes over from the running one, on the same machine and for the same configuration: no client is
-//! refused meanwhile, and sessions without TLS go on.
+//! refused meanwhile, and sessions go on.
 //!
 //! ```text
 //!   new process                        running process
@@ -10,7 +10,8 @@
 //!   Accepting ───────────────────────▶ stops accepting
 //!         ◀─────────────────────────── Session: each, when it is between two transactions
 //!   Moved, or Refused ───────────────▶ closes its side of the session, or ends the session
-//!                                      ends when all have left, after shutdown_timeout at the latest
+//!                                      ends when all have left, after shutdown_timeout at the latest; where it
+//!                                      has the TLS of sessions that have moved, after takeover_tls_timeout
 //! ```
 //!
 //! Until Accepting, the running process goes on whatever becomes of the new one. `link.rs` has the messages,

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, task::JoinHandle};
 use tracing::{info, warn};
 
 use super::{
@@ -18,7 +18,8 @@ use crate::{
 /// The version of the messages. Another one is refused.
 pub(super) const VERSION: u64 = 1;
 
-/// How long the running process may take to answer. It does not answer while another process takes over.
+/// How long the running process may take to answer, beside `shutdown_timeout`: it answers when it has all sessions of the
+/// process before itself.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// The running process, which goes on until it is told that this one accepts clients.
@@ -51,7 +52,7 @@ impl Predecessor {
             link.send(Kind::Hello, VERSION, &[], &[]).await?;
             link.receive().await
         };
-        let answered = tokio::time::timeout(ANSWER_WITHIN, answer).await;
+        let answered = tokio::time::timeout(ANSWER_WITHIN + config.timeouts.shutdown, answer).await;
         let late = |_| format!("process {pid} does not answer; another process may be taking over from it");
         match answered.map_err(late)? {
             Ok(Some(Message { kind: Kind::Sockets, number, descriptors, .. })) => {
@@ -70,22 +71,22 @@ impl Predecessor {
         }
     }
 
-    /// Tells the running process that this one accepts clients, and serves the sessions that come from it.
+    /// Tells the running process that this one accepts clients, and serves the sessions that come from it. The task
+    /// ends when no more come.
     ///
     /// # Errors
     /// The other process has ended meanwhile.
-    pub async fn replace(self, proxy: Arc<Proxy>) -> Result<(), String> {
+    pub async fn replace(self, proxy: Arc<Proxy>) -> Result<JoinHandle<()>, String> {
         let Self { link, pid } = self;
         let told = link.send(Kind::Accepting, 0, &[], &[]).await;
         told.map_err(|error| format!("process {pid} has ended while this one took over from it: {error}"))?;
-        tokio::spawn(async move {
+        Ok(tokio::spawn(async move {
             let received = receive_sessions(&link, &proxy).await;
             match received {
-                Ok(sessions) => info!(pid, sessions, "the process before has ended"),
+                Ok(sessions) => info!(pid, sessions, "the process before has passed on all sessions"),
                 Err(error) => warn!(pid, %error, "lost the link to the process before"),
             }
-        });
-        Ok(())
+        }))
     }
 }
 

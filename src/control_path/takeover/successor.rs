@@ -23,6 +23,7 @@ use crate::{
     control_path::node::Node,
     data_path::{
         inherited_sockets::duplicate,
+        lock::locked,
         packed_session::{MoveOutcome, MovingSession},
         proxy::Proxy,
         unix_socket::UnixSocket,
@@ -77,50 +78,52 @@ impl Successor {
     /// Passes on the sessions that [`Proxy::successor`] gets.
     pub fn receive_from(self, proxy: &Proxy) {
         let (sender, moving) = mpsc::channel(MOVING_MAX);
-        if proxy.successor.set(sender).is_ok() {
-            tokio::spawn(self.pass_on(moving));
-        }
+        *locked(&proxy.successor) = Some(sender);
+        tokio::spawn(self.pass_on(moving));
     }
 
+    /// Passes sessions on until none is left.
     async fn pass_on(self, mut moving: mpsc::Receiver<MovingSession>) {
         let Self { link, pid } = self;
         let link = Arc::new(link);
         let (sender, mut answers) = mpsc::channel(MOVING_MAX);
-        let reading = link.clone();
-        tokio::spawn(async move {
-            while let Ok(Some(Message { kind, number, body, .. })) = reading.receive().await {
-                let outcome = match kind {
-                    Kind::Moved => MoveOutcome::Moved,
-                    Kind::Refused => MoveOutcome::Refused(String::from_utf8_lossy(&body).into_owned()),
-                    _ => return,
-                };
-                if sender.send((number, outcome)).await.is_err() {
-                    return;
-                }
-            }
-        });
+        let reading = tokio::spawn(read_answers(link.clone(), sender));
         let (mut sent, mut last) = (HashMap::<u64, oneshot::Sender<MoveOutcome>>::new(), 0);
         loop {
             tokio::select! {
                 answer = answers.recv() => match answer {
                     Some((number, outcome)) => drop(sent.remove(&number).map(|asked| asked.send(outcome))),
-                    None => break,
+                    None => break warn!(pid, "lost the link to the process that takes over"),
                 },
                 session = moving.recv() => {
-                    let Some(session) = session else { return };
+                    let Some(session) = session else { break };
                     last += 1;
                     if let Err(error) = send(&link, last, session, &mut sent).await {
-                        warn!(pid, %error, "lost the link to the process that takes over");
-                        break;
+                        break warn!(pid, %error, "lost the link to the process that takes over");
                     }
                 }
             }
         }
+        reading.abort();
         // What was sent may have arrived; nobody else has the rest.
         drop(sent);
         moving.close();
         while let Some(session) = moving.recv().await {
             let _ = session.outcome.send(MoveOutcome::Refused("the other process is gone".to_owned()));
+        }
+    }
+}
+
+/// Reads what the other process has done with sessions.
+async fn read_answers(link: Arc<Link>, answers: mpsc::Sender<(u64, MoveOutcome)>) {
+    while let Ok(Some(Message { kind, number, body, .. })) = link.receive().await {
+        let outcome = match kind {
+            Kind::Moved => MoveOutcome::Moved,
+            Kind::Refused => MoveOutcome::Refused(String::from_utf8_lossy(&body).into_owned()),
+            _ => return,
+        };
+        if answers.send((number, outcome)).await.is_err() {
+            return;
         }
     }
 }

@@ -1,9 +1,19 @@
-//! A session without TLS that is between two transactions moves to the process that takes over, with its connection,
-//! settings, prepared statements and cancel key. What it keeps on a server cannot move; such a session ends.
+//! A session that is between two transactions moves to the process that takes over, with its connection, settings,
+//! prepared statements and cancel key. What it keeps on a server cannot move; such a session ends.
+//!
+//! The state of TLS cannot move either: this process goes on to encrypt and decrypt, and passes the bytes on
+//! (`takeover_tls_timeout`).
 
-use std::{os::fd::OwnedFd, sync::atomic::Ordering, time::UNIX_EPOCH};
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::atomic::Ordering,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use tokio::sync::oneshot;
+use tokio::{
+    io::{AsyncWriteExt as _, copy_bidirectional},
+    sync::oneshot,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -13,6 +23,7 @@ use super::{
 };
 use crate::{
     data_path::{
+        lock::locked,
         packed_session::{MoveOutcome, MovingSession, PackedLogin, PackedSession, PackedTenant, SessionV1},
         prepared::row_description::RowDescription,
         session_state::pins::Pins,
@@ -21,6 +32,7 @@ use crate::{
         worker::whole_ms,
     },
     error::ClientError,
+    wire::stream::{Socket, Stream},
 };
 
 impl Relay {
@@ -36,10 +48,7 @@ impl Relay {
 
     /// Whether the session moves now, with messages that no server has got.
     pub(super) fn takes_inbox_along(&self, reason: &ClientError) -> bool {
-        *reason == ClientError::Replaced
-            && self.server.is_none()
-            && self.listening.is_none()
-            && !self.session.client.is_tls()
+        *reason == ClientError::Replaced && self.server.is_none() && self.listening.is_none()
     }
 
     /// A server that is kept only because it has advanced a sequence goes back. `false`: it is kept for
@@ -61,10 +70,11 @@ impl Relay {
 impl ClientSession {
     /// Moves a session that holds no server. `true`: it has moved, or may have.
     pub(super) async fn moves_to_successor(&mut self, tenant_access: Option<&TenantAccess>) -> bool {
-        let Some(successor) = self.proxy.successor.get().cloned() else { return false };
-        let Some((packed, socket)) = self.pack(tenant_access) else { return false };
+        let Some(successor) = locked(&self.proxy.successor).clone() else { return false };
+        let Some(passed) = self.pass_client_on() else { return false };
+        let Some(packed) = self.pack(tenant_access, passed.until) else { return false };
         let (outcome, decided) = oneshot::channel();
-        if successor.send(MovingSession { packed, socket, outcome }).await.is_err() {
+        if successor.send(MovingSession { packed, socket: passed.socket, outcome }).await.is_err() {
             return false;
         }
         let tenant = tenant_access.map(|tenant_access| &*tenant_access.tenant.name);
@@ -73,6 +83,14 @@ impl ClientSession {
             Ok(MoveOutcome::Moved) => {
                 log_end(&self.proxy, tenant, &self.handle, &self.traffic, &SessionEnd::Moved);
                 self.proxy.sessions.moved.fetch_add(1, Ordering::Relaxed);
+                if let Some(near) = passed.near {
+                    let client = std::mem::replace(&mut self.client, Stream::Plain(Socket::Gone));
+                    let counted = self.proxy.sessions.forward();
+                    tokio::spawn(async move {
+                        forward(client, near).await;
+                        drop(counted);
+                    });
+                }
                 true
             }
             Ok(MoveOutcome::Refused(reason)) => {
@@ -87,8 +105,24 @@ impl ClientSession {
         }
     }
 
+    /// The connection for the other process. `None`: there is none.
+    fn pass_client_on(&self) -> Option<PassedClient> {
+        if !self.client.is_tls() {
+            let until = self.handle.forwarded_until;
+            return Some(PassedClient { socket: self.client.duplicate()?, near: None, until });
+        }
+        let until = SystemTime::now() + self.proxy.config.load().timeouts.takeover_tls?;
+        let (near, far) = UnixStream::pair().ok()?;
+        near.set_nonblocking(true).and_then(|()| far.set_nonblocking(true)).ok()?;
+        Some(PassedClient { socket: far.into(), near: Some(near), until: Some(until) })
+    }
+
     /// `None`: the session cannot move now.
-    fn pack(&mut self, tenant_access: Option<&TenantAccess>) -> Option<(Vec<u8>, OwnedFd)> {
+    fn pack(
+        &mut self,
+        tenant_access: Option<&TenantAccess>,
+        forwarded_until: Option<SystemTime>,
+    ) -> Option<Vec<u8>> {
         if self.end_of_input.is_some() {
             return None;
         }
@@ -97,12 +131,16 @@ impl ClientSession {
             Some(switcher) => Some(switcher.pack()?),
             None => None,
         };
-        let connected_at = self.handle.connected_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_1970 = |moment: SystemTime| whole_ms(moment.duration_since(UNIX_EPOCH).unwrap_or_default());
         let packed = PackedSession::V1(Box::new(SessionV1 {
             hash_sample: RowDescription::sample(),
             process_id: self.handle.process_id,
             secret: self.handle.secret().to_vec(),
-            connected_at_ms: whole_ms(connected_at),
+            connected_at_ms: since_1970(self.handle.connected_at),
+            peer: self.handle.peer,
+            addresses: self.handle.addresses,
+            tls: self.handle.tls,
+            forwarded_until_ms: forwarded_until.map(since_1970),
             login: pack_login(&self.handle),
             tenant: tenant_access.map(|tenant_access| PackedTenant {
                 id: tenant_access.tenant.id,
@@ -117,7 +155,25 @@ impl ClientSession {
             switcher,
             side: self.side.pack()?,
         }));
-        Some((serde_json::to_vec(&packed).ok()?, self.client.duplicate()?))
+        serde_json::to_vec(&packed).ok()
+    }
+}
+
+/// A client's connection for another process.
+struct PassedClient {
+    socket: OwnedFd,
+    /// With TLS: this end of it.
+    near: Option<UnixStream>,
+    /// With TLS: when this process stops passing bytes on.
+    until: Option<SystemTime>,
+}
+
+/// Passes on what a client with TLS sends, and what it is sent, until one side closes the connection.
+async fn forward(mut client: Stream, near: UnixStream) {
+    let Ok(mut near) = tokio::net::UnixStream::from_std(near) else { return };
+    // TLS may hold bytes that it has encrypted.
+    if client.flush().await.is_ok() {
+        let _ = copy_bidirectional(&mut client, &mut near).await;
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
     time::{Duration, SystemTime},
@@ -73,6 +73,8 @@ pub struct SessionHandle {
     /// The proxy's address and the client's; `None`: a Unix socket.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
     pub tls: bool,
+    /// Another process has its TLS, and passes the bytes on until then.
+    pub forwarded_until: Option<SystemTime>,
     application_name: Mutex<Box<str>>,
     /// When the session began, on the wall clock.
     pub connected_at: SystemTime,
@@ -289,6 +291,8 @@ pub struct NewSession {
     /// The time on its worker's coarse clock.
     pub now_ms: u32,
     pub tls: bool,
+    /// As in [`SessionHandle::forwarded_until`].
+    pub forwarded_until: Option<SystemTime>,
     /// `application_name` at startup.
     pub application_name: Box<str>,
     /// In session mode, the process number of its server.
@@ -300,7 +304,7 @@ pub struct NewSession {
 /// Every session of this process.
 #[derive(Debug)]
 pub struct Sessions {
-    registry: Mutex<Registry>,
+    pub(super) registry: Mutex<Registry>,
     /// No session's login expires before this; milliseconds since 1970.
     pub(in crate::data_path) first_end: AtomicU64,
     /// A session may have an `idle_session_timeout`.
@@ -309,17 +313,19 @@ pub struct Sessions {
     pub limits_changed: Notify,
     /// Sessions that have moved to the process that takes over.
     pub moved: AtomicU64,
+    /// Those of them whose bytes this process passes on.
+    pub(super) forwarded: AtomicUsize,
     next: AtomicU32,
     /// The upper bits of every process number. They differ between pglobby processes, so that a cancel that
     /// reaches the wrong process is recognised.
-    node: u32,
+    pub(super) node: u32,
     pub started: Instant,
 }
 
 /// The registered sessions.
 #[derive(Debug, Default)]
-struct Registry {
-    by_process_id: HashMap<i32, Arc<SessionHandle>>,
+pub(super) struct Registry {
+    pub(super) by_process_id: HashMap<i32, Arc<SessionHandle>>,
     /// The sessions whose clients got a server's process number, by that number. Servers of different hosts
     /// may have the same number.
     known_as: HashMap<i32, Vec<i32>>,
@@ -329,7 +335,7 @@ struct Registry {
 const NODE_SHIFT: u32 = 20;
 
 /// PostgreSQL's own process numbers end below 2^22 (Linux), so none of ours is one of them.
-const NODES: std::ops::Range<u32> = 1 << (22 - NODE_SHIFT)..1 << (31 - NODE_SHIFT);
+pub(super) const NODES: std::ops::Range<u32> = 1 << (22 - NODE_SHIFT)..1 << (31 - NODE_SHIFT);
 
 /// A registered session. Drop removes it from the registry, with its cancel key.
 #[derive(Debug)]
@@ -384,6 +390,7 @@ impl Default for Sessions {
             has_idle_timeouts: AtomicBool::new(false),
             limits_changed: Notify::new(),
             moved: AtomicU64::new(0),
+            forwarded: AtomicUsize::new(0),
             next: AtomicU32::new(1),
             node: rand::random_range(NODES),
             started: Instant::now(),
@@ -392,15 +399,6 @@ impl Default for Sessions {
 }
 
 impl Sessions {
-    /// The sessions of a process that takes over from the one with the number `before`, and has another number.
-    pub fn after(before: Option<u32>) -> Self {
-        let mut sessions = Self::default();
-        while Some(sessions.node) == before {
-            sessions.node = rand::random_range(NODES);
-        }
-        sessions
-    }
-
     /// The upper bits of the process numbers of sessions that begin here.
     pub fn node(&self) -> u32 {
         self.node
@@ -422,23 +420,7 @@ impl Sessions {
         (registered, secret)
     }
 
-    /// Registers a session that has come from another process, with the process number and cancel key that its
-    /// client knows. `None`: a session that began here may have had that number.
-    pub fn register_arrived(
-        self: &Arc<Self>,
-        new: NewSession,
-        process_id: i32,
-        secret: &[u8],
-        connected_at: SystemTime,
-    ) -> Option<Registered> {
-        let mut registry = locked(&self.registry);
-        if self.is_ours(process_id) || registry.by_process_id.contains_key(&process_id) {
-            return None;
-        }
-        Some(self.insert(&mut registry, new, process_id, secret.into(), connected_at))
-    }
-
-    fn insert(
+    pub(super) fn insert(
         self: &Arc<Self>,
         registry: &mut Registry,
         new: NewSession,
@@ -457,6 +439,7 @@ impl Sessions {
             peer: new.peer,
             addresses: new.addresses,
             tls: new.tls,
+            forwarded_until: new.forwarded_until,
             application_name: Mutex::new(new.application_name),
             connected_at,
             server_process_id: AtomicU32::new(0),
