@@ -21,7 +21,7 @@ const ALLOWED: [(&str, &[&str]); 9] = [
 ];
 
 /// Files of `data_path` that are its spine: they tell the story of a client and use all folders. No folder uses them.
-const SPINE: [&str; 3] = ["mod", "listener", "session_start"];
+const SPINE: [&str; 4] = ["mod", "listener", "session_start", "session_arrival"];
 
 /// Folders that decide: bytes and time come in, decisions go out. Nothing in them waits, looks at a clock or touches a socket.
 /// The same holds for each file whose first lines say `Pure`.

@@ -14,8 +14,8 @@ use std::{
 use secrecy::SecretString;
 
 use crate::config::{
-    Central, CentralTls, ClientTls, Config, Keepalive, Limits, Log, PoolConfig, ServerTls, Timeouts, TlsMode,
-    central_url,
+    Central, CentralTls, ClientTls, Config, Keepalive, Limits, Log, PoolConfig, ServerTls, TakeoverSocket,
+    Timeouts, TlsMode, central_url,
     written::{Environment, Written},
 };
 
@@ -49,10 +49,13 @@ fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment
         threads => threads,
     };
     let suffixes = w.list("tenant_host_suffixes").unwrap_or_default();
+    let unix_socket_dir = w.path("unix_socket_dir");
     let config = Config {
         listen: listen.unwrap_or(listen_default),
-        unix_socket_dir: w.path("unix_socket_dir"),
+        takeover_socket: takeover_socket(w, unix_socket_dir.as_deref(), path, listen_port),
+        unix_socket_dir,
         listen_port,
+        so_reuseport: w.truth("so_reuseport", false),
         node_name: w.text("node_name", node_word),
         node_address: w.text("node_address", node_word),
         worker_threads,
@@ -94,6 +97,32 @@ fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment
         w.problem("central.url is missing: where the central database is, as postgres://master@127.0.0.1:5432/central");
     }
     central.map(|central| Config { central, ..config })
+}
+
+/// The default is the same for every process with the same configuration. A path that is too long for a socket
+/// is no default.
+fn takeover_socket(
+    w: &mut Written<'_>,
+    unix_socket_dir: Option<&Path>,
+    file: Option<&Path>,
+    port: u16,
+) -> TakeoverSocket {
+    match w.path("takeover_socket") {
+        Some(path) if path.file_name().is_some_and(|name| name == "off") => TakeoverSocket::Off,
+        Some(path) => TakeoverSocket::Path(path),
+        None => {
+            let beside_file = || {
+                let (folder, stem) = file.and_then(|file| Some((file.parent()?, file.file_stem()?)))?;
+                Some(folder.join(format!(".{}.{port}.takeover", stem.display())))
+            };
+            let default = match unix_socket_dir {
+                Some(folder) => Some(folder.join(format!(".pglobby.{port}.takeover"))),
+                None => beside_file(),
+            };
+            let fits = default.filter(|path| path.as_os_str().len() <= UNIX_SOCKET_PATH_BYTES_MAX);
+            fits.map_or(TakeoverSocket::Off, TakeoverSocket::Default)
+        }
+    }
 }
 
 /// If TCP_USER_TIMEOUT were shorter than all probes together, one lost probe would end an idle connection.
@@ -223,6 +252,14 @@ fn check_agreement(w: &mut Written<'_>, config: &Config) {
                 "unix_socket_dir is too long: the socket's path has {bytes} bytes of {UNIX_SOCKET_PATH_BYTES_MAX}"
             ));
         }
+    }
+    if let TakeoverSocket::Path(path) = &config.takeover_socket
+        && path.as_os_str().len() > UNIX_SOCKET_PATH_BYTES_MAX
+    {
+        let bytes = path.as_os_str().len();
+        w.problem(format!(
+            "takeover_socket is too long: it has {bytes} bytes of {UNIX_SOCKET_PATH_BYTES_MAX}"
+        ));
     }
     if config.http_listen.is_some_and(|http| http.port() != 0 && config.listen.contains(&http)) {
         w.problem("http.listen and listen_addr are the same address and port");

@@ -37,6 +37,10 @@ pub struct Config {
     pub unix_socket_dir: Option<PathBuf>,
     /// Port in the Unix socket's name.
     pub listen_port: u16,
+    /// `so_reuseport`: other processes may listen on the same TCP ports; default false.
+    pub so_reuseport: bool,
+    /// Where a new process asks the running one for its sockets and sessions.
+    pub takeover_socket: TakeoverSocket,
     /// `node_name`; `None`: the machine's name, with the port where it is not 6432.
     pub node_name: Option<String>,
     /// `node_address`: what other nodes show; `None`: where clients connect.
@@ -80,6 +84,28 @@ pub struct Config {
     pub admin_allow_from: Vec<ipnet::IpNet>,
     /// The file this came from, for reload.
     pub path: Option<PathBuf>,
+}
+
+/// `takeover_socket`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TakeoverSocket {
+    /// `off`: no process takes over from this one.
+    Off,
+    /// Not set: in `unix_socket_dir`, or in the folder of the configuration's file. If it cannot be made
+    /// there, no process takes over.
+    Default(PathBuf),
+    /// As written; if it cannot be made, that is an error.
+    Path(PathBuf),
+}
+
+impl TakeoverSocket {
+    /// The path, unless it is off.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Off => None,
+            Self::Default(path) | Self::Path(path) => Some(path),
+        }
+    }
 }
 
 /// Everything that is wrong with a configuration, said at once. Quotes no password.

@@ -177,6 +177,8 @@ settings! {
         pool_idle: Duration = "pool_idle_timeout" duration(seconds(600)),
         /// Grace for running transactions on TERM.
         shutdown: Duration = "shutdown_timeout" duration(seconds(30)),
+        /// How long a process that was replaced passes on the bytes of clients with TLS; `None`: it does not.
+        takeover_tls: Option<Duration> = "takeover_tls_timeout" duration_or_off(Some(seconds(3600))),
         /// A cancel that has not settled is dropped.
         cancel: Duration = "cancel_timeout" duration(seconds(10)),
         /// For a management request to be answered.

@@ -16,4 +16,5 @@ pub mod node;
 pub mod onboarding;
 mod rhythm;
 pub mod secrets;
+pub mod takeover;
 pub mod timestamp;

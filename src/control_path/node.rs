@@ -1,13 +1,19 @@
 //! A node: all that `pglobby serve` and `pglobby dev` run, put together.
 
 use std::{
+    io,
     net::{SocketAddr, TcpListener},
-    sync::Arc,
+    os::fd::OwnedFd,
+    pin::pin,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::{AbortHandle, JoinHandle},
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -24,10 +30,13 @@ use crate::{
         onboarding::{abandoned, adopt::complete_grants, repair::mending},
         rhythm,
         secrets::keyring_reload::ReloadableKeyring,
+        takeover::Inherited,
     },
     data_path::{
         directory::Directory as _,
+        inherited_sockets::duplicate,
         listener::{Accepting, Listeners},
+        lock::locked,
         login::{failed_logins::FailedLogins, password_pace::PasswordPace},
         pool::{BeforeFirstPool, TenantLookup, TenantPools, host_lease::HostLease},
         proxy::Proxy,
@@ -37,7 +46,7 @@ use crate::{
         worker::Workers,
     },
     metrics::Metrics,
-    shutdown::{Ending, end_sessions},
+    shutdown::{Ending, end_sessions, forward_sessions},
     wire::tls::towards_clients::{CertificateFiles, ClientTlsAcceptor},
 };
 
@@ -61,12 +70,19 @@ pub struct Node {
     central: Central,
     registration: Arc<Registration>,
     listeners: Listeners,
-    http: Option<SocketAddr>,
+    http: Option<HttpServing>,
     requests: tokio::sync::Mutex<mpsc::Receiver<Request>>,
     accepting: Option<Accepting>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
     /// Dropped last: every session ends with the workers.
     _workers: Workers,
+}
+
+/// HTTP, which is served until the end of the node. Another process may accept on its socket before.
+#[derive(Debug)]
+struct HttpServing {
+    listener: TcpListener,
+    accepting: AbortHandle,
 }
 
 /// Why a node does not start or reload: one sentence.
@@ -80,20 +96,22 @@ pub(super) fn refused(error: impl std::error::Error + 'static) -> NodeError {
 }
 
 impl Node {
-    /// Checks the configuration, binds, and serves.
+    /// Checks the configuration, takes over or binds its sockets, and serves.
     ///
     /// # Errors
     /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served
     /// then.
-    pub async fn start(config: Config) -> Result<Self, NodeError> {
+    pub async fn start(config: Config, inherited: &mut Inherited) -> Result<Self, NodeError> {
         let keyring = Arc::new(ReloadableKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;
         let directory = CentralDirectory::new(central.clone(), keyring.clone(), &config);
         let beginning = beginning::begin(&central, &directory, &config).await?;
         let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
         let dial = Arc::new(ArcSwap::from_pointee(DialOptions::new(&config).map_err(refused)?));
-        let http = config.http_listen.map(http::bind).transpose().map_err(NodeError)?;
-        let listeners = Listeners::bind(&config).map_err(NodeError)?;
+        let sockets = &mut inherited.sockets;
+        let http = config.http_listen.map(|address| http::bind(address, sockets));
+        let http = http.transpose().map_err(NodeError)?;
+        let listeners = Listeners::bind(&config, sockets).map_err(NodeError)?;
         let workers = Workers::start(config.worker_threads).map_err(refused)?;
 
         let identity = Identity::new(&config, &listeners.addresses());
@@ -121,7 +139,8 @@ impl Node {
             tls,
             directory: directory.clone(),
             pools,
-            sessions: Arc::new(Sessions::of_process(&registration.identity.process)),
+            sessions: Arc::new(Sessions::after(&registration.identity.process, inherited.process_numbers)),
+            successor: Mutex::default(),
             workers: threads.clone(),
             console: console::entry(console_context.clone()),
             foreign_cancel: cluster_cancel::messenger(
@@ -141,11 +160,12 @@ impl Node {
             Beginning::Central => fleet.join().await,
             Beginning::Snapshot(about) => fleet.begin_without_central(about),
         }
-        let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
-        let mut tasks = spawn_tasks(context, &proxy, directory.clone(), fleet, window, http);
+        let mut tasks = spawn_tasks(context.clone(), &proxy, directory.clone(), fleet, window);
         if let Beginning::Snapshot(_) = beginning {
-            tasks.push(tokio::spawn(beginning::make_up(central.clone(), directory)));
+            tasks.push(tokio::spawn(beginning::make_up(central.clone(), directory.clone())));
         }
+        let http = http.map(|listener| serve_http(listener, &proxy, directory, context, &mut tasks));
+        let http = http.transpose().map_err(refused)?;
         let accepting = listeners.serve(&proxy).map_err(refused)?;
         for address in listeners.addresses() {
             info!(%address, "accepting clients");
@@ -157,7 +177,7 @@ impl Node {
             central,
             registration,
             listeners,
-            http: http_address,
+            http,
             requests: tokio::sync::Mutex::new(received),
             accepting: Some(accepting),
             tasks,
@@ -172,7 +192,21 @@ impl Node {
 
     /// Address of HTTP, if it is served.
     pub fn http_address(&self) -> Option<SocketAddr> {
-        self.http
+        self.http.as_ref().and_then(|http| http.listener.local_addr().ok())
+    }
+
+    /// Second descriptors of all listening sockets, for a process that takes over.
+    pub fn listening_sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        let mut sockets = self.listeners.duplicates()?;
+        if let Some(http) = &self.http {
+            sockets.push(duplicate(&http.listener)?);
+        }
+        Ok(sockets)
+    }
+
+    /// The process that the sockets were taken from has stopped accepting.
+    pub fn own_socket_files(&mut self) {
+        self.listeners.own_files();
     }
 
     /// The next request of an administrator to the owner of the process. Cancel-safe.
@@ -220,11 +254,27 @@ impl Node {
     /// Stops accepting clients and ends every session; at once when `impatience` resolves.
     pub async fn end(mut self, ending: Ending, impatience: impl Future<Output = ()>) {
         self.accepting = None;
-        self.listeners.close();
-        end_sessions(&self.proxy, ending, impatience).await;
+        if let Ending::Replaced { .. } = ending {
+            self.listeners.leave_to_successor();
+            if let Some(http) = self.http.take() {
+                http.accepting.abort();
+            }
+        } else {
+            self.listeners.close();
+        }
+        let mut impatience = pin!(impatience);
+        let has_time = end_sessions(&self.proxy, ending, &mut impatience).await;
+        // The other process learns that no session follows.
+        drop(locked(&self.proxy.successor).take());
         self.servers_closed().await;
         self.stop_tasks();
         self.registration.remove(&self.central).await;
+        if has_time {
+            tokio::select! {
+                () = forward_sessions(&self.proxy) => {}
+                () = impatience => {}
+            }
+        }
     }
 }
 
@@ -234,6 +284,19 @@ impl Drop for Node {
     }
 }
 
+fn serve_http(
+    listener: TcpListener,
+    proxy: &Arc<Proxy>,
+    directory: Arc<CentralDirectory>,
+    context: AdminContext,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> io::Result<HttpServing> {
+    let task = tokio::spawn(http::serve(listener.try_clone()?, proxy.clone(), directory, context));
+    let accepting = task.abort_handle();
+    tasks.push(task);
+    Ok(HttpServing { listener, accepting })
+}
+
 /// What runs beside the sessions for as long as the node does.
 fn spawn_tasks(
     context: AdminContext,
@@ -241,12 +304,11 @@ fn spawn_tasks(
     directory: Arc<CentralDirectory>,
     fleet: Arc<Fleet>,
     window: Arc<StatsWindow>,
-    http: Option<TcpListener>,
-) -> Vec<tokio::task::JoinHandle<()>> {
+) -> Vec<JoinHandle<()>> {
     let AdminContext { central, barrier, .. } = context.clone();
     let told = Arc::<Notify>::default();
     let follower = Follower::new(&central, proxy, &directory, barrier, &fleet, told.clone());
-    let mut tasks = vec![
+    vec![
         tokio::spawn(follow_changes::follow(central.clone(), follower)),
         tokio::spawn(nodes::warn_of_differences(central.clone(), fleet.clone())),
         tokio::spawn(membership::keep(central, fleet.clone(), proxy.pools.clone(), told)),
@@ -258,11 +320,7 @@ fn spawn_tasks(
             let (directory, node) = (directory.clone(), fleet.name().to_owned());
             async move { directory.keep_snapshot(&node).await }
         }),
-    ];
-    if let Some(listener) = http {
-        tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), directory, context)));
-    }
-    tasks
+    ]
 }
 
 fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {

@@ -4,8 +4,7 @@ use std::{
     future::poll_fn,
     io,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
     time::Duration,
@@ -17,13 +16,23 @@ use tracing::warn;
 
 use crate::{
     config::Config,
-    data_path::{lock::locked, proxy::Proxy, refuse, serve_client},
+    data_path::{
+        inherited_sockets::{InheritedSockets, duplicate},
+        lock::locked,
+        port_in_use::listener_of,
+        proxy::Proxy,
+        refuse, serve_client,
+        unix_socket::UnixSocket,
+    },
     error::ClientError,
     wire::{self, stream::Stream},
 };
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
+
+/// Rights on the file of the Unix socket: a client proves its password.
+const EVERYBODY: u32 = 0o777;
 
 /// The pause after `accept` has failed, so that a worker without free descriptors does not spin.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -32,26 +41,37 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Listeners {
     tcp: Vec<std::net::TcpListener>,
-    unix: Option<(std::os::unix::net::UnixListener, PathBuf)>,
+    unix: Option<UnixSocket>,
 }
 
 impl Listeners {
-    /// Binds everything that the configuration names. The error has the address.
-    pub fn bind(config: &Config) -> Result<Self, String> {
-        let tcp = config.listen.iter().map(|address| {
-            bind_tcp(*address, config).map_err(|error| format!("cannot listen on {address}: {error}"))
+    /// Takes or binds everything that the configuration names. The error has the address.
+    pub fn bind(config: &Config, inherited: &mut InheritedSockets) -> Result<Self, String> {
+        let tcp = config.listen.iter().map(|address| match inherited.take_tcp(*address) {
+            Some(listener) => {
+                set_options(SockRef::from(&listener), config);
+                Ok(listener)
+            }
+            None => bind_tcp(*address, config)
+                .map_err(|error| format!("cannot listen on {address}: {}", why_not(*address, &error))),
         });
         let tcp = tcp.collect::<Result<_, _>>()?;
         let unix = match &config.unix_socket_dir {
             None => None,
             Some(folder) => {
                 let path = folder.join(format!(".s.PGSQL.{}", config.listen_port));
-                let listener = bind_unix(&path)
-                    .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
-                Some((listener, path))
+                let words = format!("cannot listen on {}", path.display());
+                let socket = UnixSocket::open(path, EVERYBODY, inherited);
+                Some(socket.map_err(|error| format!("{words}: {error}"))?)
             }
         };
         Ok(Self { tcp, unix })
+    }
+
+    /// Second descriptors of all sockets, for another process.
+    pub fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
+        let tcp = self.tcp.iter().map(duplicate);
+        tcp.chain(self.unix.iter().map(|socket| duplicate(&socket.listener))).collect()
     }
 
     /// The TCP addresses in use; a configured port 0 is replaced by the real one.
@@ -63,8 +83,22 @@ impl Listeners {
     /// there. An open socket without `accept` would let clients wait until this process ends.
     pub fn close(&mut self) {
         self.tcp.clear();
-        if let Some((_, path)) = self.unix.take() {
-            let _ = std::fs::remove_file(path);
+        self.unix = None;
+    }
+
+    /// Closes this process's descriptors of the sockets, on which another process accepts now. No client in the
+    /// backlog is lost.
+    pub fn leave_to_successor(&mut self) {
+        if let Some(socket) = &mut self.unix {
+            socket.leave_file();
+        }
+        self.close();
+    }
+
+    /// The process that these sockets were taken from has stopped accepting.
+    pub fn own_files(&mut self) {
+        if let Some(socket) = &mut self.unix {
+            socket.own_file();
         }
     }
 
@@ -90,18 +124,12 @@ impl Listeners {
                 let listener = listener.try_clone()?;
                 start(Box::new(|| TcpListener::from_std(listener).map(Listener::Tcp)));
             }
-            if let Some((listener, _)) = &self.unix {
-                let listener = listener.try_clone()?;
+            if let Some(socket) = &self.unix {
+                let listener = socket.listener.try_clone()?;
                 start(Box::new(|| UnixListener::from_std(listener).map(Listener::Unix)));
             }
         }
         Ok(Accepting { _stop: stop })
-    }
-}
-
-impl Drop for Listeners {
-    fn drop(&mut self) {
-        self.close();
     }
 }
 
@@ -114,8 +142,9 @@ pub struct Accepting {
 fn bind_tcp(address: SocketAddr, config: &Config) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    // A new process may listen on the same port while this one drains.
-    socket.set_reuse_port(true)?;
+    if config.so_reuseport {
+        socket.set_reuse_port(true)?;
+    }
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -127,18 +156,12 @@ fn bind_tcp(address: SocketAddr, config: &Config) -> io::Result<std::net::TcpLis
     Ok(socket.into())
 }
 
-fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
+/// Why a TCP address cannot be bound, with the process that has it.
+pub fn why_not(address: SocketAddr, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!("{error}{}", listener_of(address)),
+        _ => error.to_string(),
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = std::os::unix::net::UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 /// Sets the options of a client's socket. A client's socket inherits those of the listening one, which saves

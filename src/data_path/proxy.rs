@@ -1,9 +1,13 @@
 //! The state that all clients share: configuration, directory, pools, sessions, connection limits.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use crate::{
@@ -19,6 +23,7 @@ use crate::{
             startup::StartupPacket,
             tenant_routing::{access_to, admit},
         },
+        packed_session::MovingSession,
         pool::{Pool, SessionCount, TenantPools},
         sessions::{
             passed_on::PassedOn,
@@ -79,6 +84,8 @@ pub struct Proxy {
     pub console: Console,
     /// For cancel requests of other nodes' sessions.
     pub foreign_cancel: ClusterCancel,
+    /// The way to the process that takes over, from when it accepts clients until no session is left to move.
+    pub successor: Mutex<Option<mpsc::Sender<MovingSession>>>,
     pub connection_limits: Arc<ConnectionLimits>,
     /// The limit of logins at a time.
     pub login_turns: Arc<LoginTurns>,

@@ -111,10 +111,7 @@ pub async fn greet(
             return None;
         }
     };
-    let mut rules = rules(&config, matches!(client.login.kind, LoginKind::Service { .. }));
-    rules.follow = pool.rules.mode == PoolMode::Transaction;
-    (rules.shared_statements, rules.functions) = (pool.statements.clone(), pool.functions.clone());
-    (rules.memory, rules.identity.tenant_access) = (memory, Some(pool.tenant_access.clone()));
+    let rules = SessionRules { memory, ..rules_at(&pool, &config, &client.login) };
     pool.stats.logins.fetch_add(1, Relaxed);
     let server_pid = server.as_ref().map(|server| server.process_id);
     let now_ms = pool.clock.now_ms();
@@ -161,6 +158,7 @@ fn open_session(
         addresses: stream.addresses(),
         now_ms,
         tls: packet.tls.is_some(),
+        forwarded_until: None,
         application_name: status.reported.text("application_name").unwrap_or_default().into(),
         known_as,
         secret_bytes: if packet.minor >= 2 { 32 } else { 4 },
@@ -217,6 +215,16 @@ async fn startup_status(
     Ok((status, Some(server), charge))
 }
 
+/// The rules of a session at this pool.
+pub fn rules_at(pool: &Pool, config: &Config, login: &Login) -> SessionRules {
+    let mut rules = rules(config, matches!(login.kind, LoginKind::Service { .. }));
+    rules.follow = pool.rules.mode == PoolMode::Transaction;
+    (rules.shared_statements, rules.functions) = (pool.statements.clone(), pool.functions.clone());
+    rules.memory = pool.account(config.limits.client_memory_max);
+    rules.identity.tenant_access = Some(pool.tenant_access.clone());
+    rules
+}
+
 /// The rules of a session without a tenant.
 fn rules(config: &Config, is_service: bool) -> SessionRules {
     SessionRules {
@@ -233,6 +241,13 @@ fn rules(config: &Config, is_service: bool) -> SessionRules {
     }
 }
 
+/// The rules of a service login's session without a tenant.
+pub fn rules_without_tenant(config: &Config, proxy: &Proxy) -> SessionRules {
+    let no_tenant = &proxy.pools.accounts.no_tenant;
+    let memory = Account::new(Limit::Client, config.limits.client_memory_max, &[no_tenant]);
+    SessionRules { memory, ..rules(config, true) }
+}
+
 /// Starts a service login's session without a tenant. It stays on this worker until it chooses a tenant.
 pub async fn start_without_tenant(
     mut client: AuthenticatedClient,
@@ -241,9 +256,8 @@ pub async fn start_without_tenant(
 ) {
     let config = proxy.config.load_full();
     let settings = Settings::new(std::mem::take(&mut client.packet.settings));
-    let no_tenant = &proxy.pools.accounts.no_tenant;
-    let memory = Account::new(Limit::Client, config.limits.client_memory_max, &[no_tenant]);
-    let charge = match startup_charge(&settings, &memory) {
+    let rules = rules_without_tenant(&config, &proxy);
+    let charge = match startup_charge(&settings, &rules.memory) {
         Ok(charge) => charge,
         Err(error) => return client.refuse(&error, None, &proxy).await,
     };
@@ -251,7 +265,6 @@ pub async fn start_without_tenant(
     let reported = no_tenant::startup_status(&settings, &client.login.name, server_version.as_deref());
     let status =
         StartupStatus { settings: Arc::new(settings), reported, notices: Arc::default(), start: None };
-    let rules = SessionRules { memory, ..rules(&config, true) };
     let now_ms = proxy.workers.first().map_or(0, |worker| worker.clock.now_ms());
     let mut session = open_session(client, rules, status, None, now_ms, &proxy);
     session.side.startup_memory = charge;

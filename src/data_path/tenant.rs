@@ -5,8 +5,10 @@
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::SystemTime};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
+use sha2::{Digest as _, Sha256};
 
 use super::host_address::HostAddress;
 use crate::config::{PoolMode, TlsMode};
@@ -145,6 +147,11 @@ impl Login {
             && self.valid_until.is_none_or(|until| until > SystemTime::now())
             && allowed_from(&self.allow_from, peer)
     }
+}
+
+/// Tells a verifier from others without showing it.
+pub fn verifier_digest(verifier: &SecretString) -> String {
+    STANDARD_NO_PAD.encode(Sha256::digest(verifier.expose_secret()))
 }
 
 /// The kind of a login.

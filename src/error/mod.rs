@@ -150,6 +150,9 @@ pub enum ClientError {
     /// TERM, drain, restart.
     #[error("terminating connection due to administrator command")]
     AdminShutdown,
+    /// Another process takes over. The session moves to it; the client reads this if it cannot.
+    #[error("terminating connection due to administrator command")]
+    Replaced,
     /// SUSPEND, DROP, KILL, revoked login.
     #[error("terminating connection due to administrator command: {0}")]
     Ended(String),

@@ -38,7 +38,11 @@ impl ClientError {
             Self::ServerLost => "08006",
             Self::OutcomeUnknown => "08007",
             Self::ProtocolViolation(_) => "08P01",
-            Self::AdminShutdown | Self::Ended(_) | Self::ListenerLost | Self::ListenerPaused => "57P01",
+            Self::AdminShutdown
+            | Self::Replaced
+            | Self::Ended(_)
+            | Self::ListenerLost
+            | Self::ListenerPaused => "57P01",
         }
     }
 }

@@ -8,6 +8,7 @@
 use std::{
     io::{self, IoSlice},
     net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -64,6 +65,29 @@ impl From<tokio::io::DuplexStream> for Stream {
 }
 
 impl Stream {
+    /// A client's connection that another process has passed on. Registered with no reactor yet.
+    ///
+    /// # Errors
+    /// It is no socket.
+    pub fn detached(descriptor: OwnedFd) -> io::Result<Self> {
+        let socket = socket2::Socket::from(descriptor);
+        let is_unix = socket.local_addr()?.is_unix();
+        Ok(Self::Plain(match is_unix {
+            true => Socket::DetachedUnix(socket.into()),
+            false => Socket::DetachedTcp(socket.into()),
+        }))
+    }
+
+    /// Another descriptor of the connection, for another process. `None`: it has TLS, whose state cannot be passed
+    /// on, or the connection is lost.
+    pub fn duplicate(&self) -> Option<OwnedFd> {
+        match self {
+            Self::Plain(Socket::Tcp(socket)) => socket.as_fd().try_clone_to_owned().ok(),
+            Self::Plain(Socket::Unix(socket)) => socket.as_fd().try_clone_to_owned().ok(),
+            _ => None,
+        }
+    }
+
     /// Whether bytes are encrypted on their way.
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))

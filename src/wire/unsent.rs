@@ -40,6 +40,11 @@ impl Unsent {
         self.bytes.capacity()
     }
 
+    /// The bytes that are not written yet.
+    pub fn rest(&self) -> &[u8] {
+        self.bytes.get(self.written..).unwrap_or_default()
+    }
+
     /// Appends bytes without writing.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);

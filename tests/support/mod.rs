@@ -32,6 +32,6 @@ pub use client::Client;
 pub use cluster::Cluster;
 pub use forwarder::Forwarder;
 pub use installation::Installation;
-pub use node::Node;
+pub use node::{Node, Replaced};
 pub use proxy::Proxy;
 pub use wire::Wire;

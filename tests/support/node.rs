@@ -13,7 +13,9 @@ use tokio_postgres::Config;
 use super::{
     client::{Client, in_time, tail_of},
     ports::ReservedPort,
-    proxy::{Caller, LOG, Proxy, login_of, password_of, spawn_ready, wait_for_log},
+    proxy::{
+        Caller, LOG, LOOK_AGAIN, Proxy, login_of, password_of, spawn_ready, spawn_ready_with, wait_for_log,
+    },
 };
 
 /// A node that serves. It ends with the test, and before the proxy that it is beside.
@@ -33,7 +35,8 @@ impl Node {
         let folder = tempfile::Builder::new().prefix("pgl").tempdir_in("/tmp").unwrap();
         let (listen_port, listen) = (port.number.to_string(), format!("\"127.0.0.1:{}\"", http.number));
         let own = [("listen_port", listen_port.as_str()), ("http.listen", listen.as_str())];
-        let all: Vec<_> = own.iter().chain(keys).collect();
+        let own = own.iter().filter(|(key, _)| keys.iter().all(|(given, _)| given != key));
+        let all: Vec<_> = own.chain(keys).collect();
         let text = fs::read_to_string(proxy.config_file()).unwrap();
         let is_kept = |line: &&str| !all.iter().any(|(key, _)| line.starts_with(&format!("{key} = ")));
         let kept = text.lines().filter(is_kept).map(str::to_owned);
@@ -109,6 +112,12 @@ impl Node {
         self.process = Some(spawn_ready(self.folder.path(), &self.environment).await);
     }
 
+    /// Starts another process that takes over from this one, which is returned and ends by itself.
+    pub async fn take_over(&mut self) -> Replaced {
+        let new = spawn_ready_with(self.folder.path(), &self.environment, &["--take-over"]).await;
+        Replaced(self.process.replace(new).expect("running"))
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join(LOG)).unwrap()
     }
@@ -116,6 +125,35 @@ impl Node {
     /// Waits until the node has logged `text`.
     pub async fn logged(&self, text: &str) {
         wait_for_log(self.folder.path(), text).await;
+    }
+}
+
+/// A process from which another one has taken over.
+pub struct Replaced(Child);
+
+impl Replaced {
+    /// Waits until the process has ended by itself.
+    pub async fn ended(mut self) -> ExitStatus {
+        let ended = async {
+            loop {
+                if let Some(status) = self.0.try_wait().unwrap() {
+                    return status;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        in_time("the end of the process before", ended).await
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

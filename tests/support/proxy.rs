@@ -377,6 +377,15 @@ fn create_login(
 
 /// Starts `pglobby serve` and waits for the word it has for service managers: READY=1 on NOTIFY_SOCKET.
 pub(super) async fn spawn_ready(folder: &Path, environment: &[(String, String)]) -> Child {
+    spawn_ready_with(folder, environment, &[]).await
+}
+
+/// The same with options of `serve`.
+pub(super) async fn spawn_ready_with(
+    folder: &Path,
+    environment: &[(String, String)],
+    options: &[&str],
+) -> Child {
     let socket = folder.join("notify");
     let _ = fs::remove_file(&socket);
     let notifications = UnixDatagram::bind(&socket).unwrap();
@@ -385,6 +394,7 @@ pub(super) async fn spawn_ready(folder: &Path, environment: &[(String, String)])
     let mut child = pglobby()
         .args(["serve", "--config"])
         .arg(folder.join("proxy.toml"))
+        .args(options)
         .env("NOTIFY_SOCKET", &socket)
         .envs(environment.iter().cloned())
         .stdin(Stdio::null())
@@ -430,4 +440,4 @@ pub(super) async fn wait_for_log(folder: &Path, text: &str) {
 }
 
 pub(super) const LOG: &str = "pglobby.log";
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);

@@ -28,6 +28,7 @@ use crate::{
         init::{DEFAULT_HOST, init},
         node::Node,
         secrets::keyring_reload::ReloadableKeyring,
+        takeover::Inherited,
     },
     local_postgres::cluster::Stop,
     shutdown::Ending,
@@ -73,7 +74,7 @@ impl Dev {
 
         logging::start(&config.log)?;
         let mut signals = Signals::catch()?;
-        let node = Node::start(config.clone()).await?;
+        let node = Node::start(config.clone(), &mut Inherited::default()).await?;
         let _announcement = announce(&folder);
         if let Some(listen) = config.listen.first() {
             output::line("pglobby and its PostgreSQL are running.\n");

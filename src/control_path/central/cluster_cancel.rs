@@ -21,10 +21,10 @@ use crate::{
     config::TlsMode,
     control_path::fleet::peers::Peers,
     data_path::{
+        host_address::HostAddress,
         proxy::{ClusterCancel, ForeignCancel},
         server::{DialOptions, pass_on_cancel},
         sessions::{passed_on::PassedOn, registry::node_of},
-        host_address::HostAddress,
         tenant::Host,
     },
 };

@@ -48,6 +48,8 @@ fn places(config: &Config) -> Vec<Setting> {
         ("listen_addr", listen.join(","), AT_START),
         ("listen_port", config.listen_port.to_string(), AT_START),
         ("unix_socket_dir", path(&config.unix_socket_dir), AT_START),
+        ("so_reuseport", config.so_reuseport.to_string(), AT_START),
+        ("takeover_socket", takeover_socket(config), AT_START),
         ("node_name", config.node_name.clone().unwrap_or_default(), AT_START),
         ("node_address", config.node_address.clone().unwrap_or_default(), AT_START),
         ("directory_snapshot", path(&config.directory_snapshot), AT_START),
@@ -71,6 +73,10 @@ fn places(config: &Config) -> Vec<Setting> {
         ("log.format", if config.log.json { "json" } else { "text" }.into(), AT_START),
         ("log.connections", config.log.connections.to_string(), CHANGEABLE),
     ]
+}
+
+fn takeover_socket(config: &Config) -> String {
+    config.takeover_socket.path().map_or("off".to_owned(), |path| path.display().to_string())
 }
 
 fn keepalives(timeouts: &Timeouts) -> Vec<Setting> {

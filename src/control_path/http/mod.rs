@@ -38,14 +38,18 @@ use self::{
 };
 use crate::{
     control_path::{admin::actor::AdminContext, directory::CentralDirectory},
-    data_path::proxy::Proxy,
+    data_path::{inherited_sockets::InheritedSockets, listener::why_not, proxy::Proxy},
 };
 
-/// Binds before any client is served, so that an address in use is an error at the start.
-pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, String> {
+/// Takes the socket of the process before, or binds: before any client is served, so that an address in use is an
+/// error at the start.
+pub fn bind(address: SocketAddr, inherited: &mut InheritedSockets) -> Result<std::net::TcpListener, String> {
+    if let Some(listener) = inherited.take_tcp(address) {
+        return Ok(listener);
+    }
     let bound = std::net::TcpListener::bind(address)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-    bound.map_err(|error| format!("cannot listen on {address} for HTTP: {error}"))
+    bound.map_err(|error| format!("cannot listen on {address} for HTTP: {}", why_not(address, &error)))
 }
 
 /// Serves until it is dropped.

@@ -12,6 +12,7 @@ mod client_side;
 mod deferred_parse;
 mod ensure_prepared;
 mod message_limits;
+mod packed_side;
 mod parameter_reports;
 mod parse_results;
 pub mod parse_under;

@@ -28,11 +28,18 @@ const TRIALS: u8 = 8;
 #[derive(Debug, Clone, Copy)]
 pub struct SequenceUse {
     /// Remaining transactions that keep the server although `currval` has not been read.
-    trials: u8,
+    pub(super) trials: u8,
     /// Number of texts that may have advanced a sequence; wraps around.
     count: u32,
     /// It has read `currval` or `lastval`, and has not discarded everything since.
     pub(super) reads: bool,
+}
+
+impl SequenceUse {
+    /// Of a session that has come from another process. No server here remembers a value of it.
+    pub(super) fn arrived(trials: u8, reads: bool) -> Self {
+        Self { trials, reads, count: 0 }
+    }
 }
 
 impl Default for SequenceUse {

@@ -26,7 +26,7 @@ type Name = Box<[u8]>;
 #[derive(Debug, Default)]
 pub struct ClientStatements {
     /// Clients choose the names: the hash has a random key.
-    named: HashMap<Name, Arc<Statement>, ahash::RandomState>,
+    pub(super) named: HashMap<Name, Arc<Statement>, ahash::RandomState>,
     /// Memory of the named statements with their names in bytes; shared statements count fully.
     bytes: usize,
     /// Memory of the names in bytes.
@@ -36,13 +36,13 @@ pub struct ClientStatements {
     memory: Arc<Account>,
     pub(in crate::data_path) unnamed: UnnamedStatement,
     /// Boxed, because few clients need it and idle clients must stay small.
-    rare: Option<Box<Rare>>,
+    pub(super) rare: Option<Box<Rare>>,
 }
 
 #[derive(Debug, Default)]
-struct Rare {
+pub(super) struct Rare {
     /// Names whose Parse has not been sent to any server yet (see `exchange/deferred_parse.rs`).
-    deferred: HashSet<Name>,
+    pub(super) deferred: HashSet<Name>,
     /// Earlier unnamed statements in the current pipeline.
     replaced: VecDeque<UnnamedStatement>,
     /// Recently removed names, with those on servers: a server may still report that the statement does not
@@ -62,7 +62,7 @@ pub(in crate::data_path) struct UnnamedStatement {
     pub(in crate::data_path) body: Vec<u8>,
     side_effects: SideEffects,
     /// As in [`Statement::sql_names`].
-    sql_names: Option<Arc<SqlNames>>,
+    pub(super) sql_names: Option<Arc<SqlNames>>,
     /// The text was too long to be stored. Dropped after the transaction in which it has run.
     is_unstored: bool,
     has_run: bool,

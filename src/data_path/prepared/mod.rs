@@ -8,6 +8,7 @@
 //! `server_statements.rs` tracks the statements of each server.
 
 pub mod client_statements;
+mod packed_statements;
 pub mod parse_settings;
 pub mod row_description;
 pub mod server_statements;

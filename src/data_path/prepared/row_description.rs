@@ -15,6 +15,25 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowDescription(u64);
 
+impl RowDescription {
+    /// For another process whose [`Self::sample`] is the same.
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// From another process whose [`Self::sample`] is the same.
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Differs between builds whose hash functions differ.
+    pub fn sample() -> u64 {
+        let mut hasher = DefaultHasher::default();
+        b"pglobby".as_slice().hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
 /// Reads the reply to one Describe.
 #[derive(Debug, Default)]
 pub struct DescriptionReader {

@@ -18,7 +18,7 @@ use super::{
     parse_settings::{ParseSettings, ParseSettingsTable},
     row_description::RowDescription,
     server_name,
-    sql_prepare_effects::OUR_PREFIX,
+    sql_prepare_effects::{END_OF_PREPARE, OUR_PREFIX},
     statement_text::StoredText,
 };
 use crate::{
@@ -105,7 +105,7 @@ impl SharedStatements {
     ) -> Arc<Statement> {
         let id = next_id();
         let mut body = replaced(text, named.clone(), &server_name(id));
-        body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
+        body.extend_from_slice(END_OF_PREPARE);
         let renamed = text.get(named.clone()).unwrap_or_default();
         self.add_own(Statement {
             in_sql: true,
@@ -132,7 +132,7 @@ impl SharedStatements {
     }
 
     /// Adds a statement of one client.
-    fn add_own(&self, statement: Statement) -> Arc<Statement> {
+    pub(super) fn add_own(&self, statement: Statement) -> Arc<Statement> {
         let statement = Arc::new(statement);
         let Tables { own, searchable, .. } = &mut *locked(&self.tables);
         *searchable = searchable.saturating_add(SEARCHED_PER_STATEMENT);

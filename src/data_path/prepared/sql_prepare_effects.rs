@@ -90,6 +90,9 @@ impl PrepareEffect {
     }
 }
 
+/// What follows the text of a PREPARE in a Parse: the text's end, and no parameters.
+pub const END_OF_PREPARE: &[u8] = &[0, 0, 0];
+
 /// Prefix of all statement names that the proxy chooses.
 pub const OUR_PREFIX: &[u8] = b"pglobby_";
 

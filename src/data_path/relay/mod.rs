@@ -14,6 +14,7 @@ pub mod change_worker;
 pub mod client_session;
 pub mod end_of_input;
 pub mod load_functions;
+mod move_to_successor;
 pub mod no_tenant;
 pub mod notifications;
 mod return_server;
@@ -215,7 +216,9 @@ impl Relay {
                 Step::End(end) => break end,
             }
         };
-        Box::pin(self.end(end)).await;
+        if !(end.is_for_successor() && Box::pin(self.moves_to_successor()).await) {
+            Box::pin(self.end(end)).await;
+        }
         None
     }
 

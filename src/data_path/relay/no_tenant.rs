@@ -50,7 +50,10 @@ pub(super) async fn run(mut session: ClientSession) -> Option<SessionTransfer> {
             }
         }
         if let Err(end) = poll_fn(|cx| session.poll_client(cx)).await {
-            Box::pin(leave(session, end)).await;
+            session.switcher = Some(switcher);
+            if !(end.is_for_successor() && Box::pin(session.moves_to_successor(None)).await) {
+                Box::pin(leave(session, end)).await;
+            }
             return None;
         }
     }

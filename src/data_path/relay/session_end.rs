@@ -51,6 +51,9 @@ pub enum SessionEnd {
     /// The server has closed the connection after a FATAL error, which the client got.
     #[error("server closed the connection")]
     ServerClosed,
+    /// The process that takes over serves it.
+    #[error("moved to the process that takes over")]
+    Moved,
     /// The proxy ends it with this error. Boxed: the task of an idle client has room for an end.
     #[error("{0}")]
     Refused(Box<ClientError>),
@@ -91,6 +94,11 @@ impl Loss {
 }
 
 impl SessionEnd {
+    /// Whether the session goes on at the process that takes over, if it can.
+    pub(super) fn is_for_successor(&self) -> bool {
+        matches!(self, Self::Refused(reason) if **reason == ClientError::Replaced)
+    }
+
     /// A read or a write on the client's connection moved no bytes.
     #[cold]
     pub(super) fn client_lost(outcome: io::Result<()>) -> Self {

@@ -30,7 +30,7 @@ impl Relay {
             }
             if let Some(reason) = signals.end_when_free {
                 let free = self.server.as_ref().is_none_or(|server| server.side.replies.is_over());
-                if free && self.session.inbox.is_empty() {
+                if free && (self.session.inbox.is_empty() || self.takes_inbox_along(&reason)) {
                     return Some(reason.into());
                 }
                 self.session.leaving = Some(reason.into());

@@ -79,6 +79,21 @@ impl CustomNames {
             .collect()
     }
 
+    /// The names in a set, and whether it has others, for another process.
+    pub fn pack(&self, set: CustomSet) -> (Vec<String>, bool) {
+        let names = self.names(set, CustomSet::default());
+        (names.into_iter().map(String::from).collect(), CustomSet::UNNAMED.is_within(set))
+    }
+
+    /// The set of these names, and of others if there are any.
+    pub fn unpack(&self, names: &[String], has_others: bool) -> CustomSet {
+        let mut set = self.all(names.iter().map(String::as_str));
+        if has_others {
+            set.insert(CustomSet::UNNAMED);
+        }
+        set
+    }
+
     /// The custom ones of these settings.
     pub fn of(&self, settings: &Settings) -> CustomSet {
         self.all(settings.iter().map(|(name, _)| name))

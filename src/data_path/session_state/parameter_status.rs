@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use crate::wire::message::parameter_status;
+use crate::{data_path::packed_session::PackedReport, wire::message::parameter_status};
 
 /// PostgreSQL 18 reports 15 parameters, and extensions add a few. Lookup is linear.
 pub const PARAMETERS_MAX: usize = 128;
@@ -91,6 +91,18 @@ impl ReportedParameters {
     /// Iterates over names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.values.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// All values, for another process.
+    pub fn pack(&self) -> Vec<PackedReport> {
+        self.iter()
+            .map(|(name, value)| PackedReport { name: name.to_owned(), value: value.to_vec() })
+            .collect()
+    }
+
+    /// The values that a client got from another process.
+    pub fn unpack(packed: &[PackedReport]) -> Arc<Self> {
+        Arc::new(Self::new(packed.iter().map(|report| (&*report.name, &*report.value))))
     }
 
     /// Appends a ParameterStatus for each parameter.

@@ -8,6 +8,7 @@ use super::{
     Settings,
     parameters::{IDLE_SESSION_TIMEOUT, duration},
 };
+use crate::data_path::packed_session::PackedStart;
 
 /// The role and database settings that were in effect when a pool's servers started.
 #[derive(Debug, Default)]
@@ -60,6 +61,30 @@ impl RoleSettings {
         }
         start.idle_session_timeout = start.values.get(IDLE_SESSION_TIMEOUT).and_then(duration);
         start
+    }
+}
+
+impl RoleSettings {
+    /// For another process, whose servers start with settings that it asks for itself.
+    pub fn pack(&self) -> PackedStart {
+        let timeout = self.idle_session_timeout.map(|timeout| timeout.as_millis());
+        PackedStart {
+            named: self.named.iter().map(ToString::to_string).collect(),
+            values: self.values.pack(),
+            built_in: self.built_in.pack(),
+            idle_session_timeout_ms: timeout.and_then(|ms| ms.try_into().ok()),
+        }
+    }
+
+    /// The settings that a session of another process started with.
+    pub fn unpack(packed: PackedStart) -> Self {
+        Self {
+            stored_rows: None,
+            named: packed.named.into_iter().map(Into::into).collect(),
+            values: Settings::new(packed.values),
+            built_in: Settings::new(packed.built_in),
+            idle_session_timeout: packed.idle_session_timeout_ms.map(Duration::from_millis),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Parameters that a session has set. Pure.
 
-use crate::data_path::memory_limit::PIECE_BYTES;
+use crate::data_path::{memory_limit::PIECE_BYTES, packed_session::PackedSettings};
 
 /// The parameters in which a session differs from a new server; sorted by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -17,6 +17,11 @@ impl Settings {
             settings.set(&name, Some(&value));
         }
         settings
+    }
+
+    /// Names and values, for another process.
+    pub fn pack(&self) -> PackedSettings {
+        self.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
     /// Sets a value, or removes it for `None`.

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
     time::{Duration, SystemTime},
@@ -74,6 +74,8 @@ pub struct SessionHandle {
     /// The proxy's address and the client's; `None`: a Unix socket.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
     pub tls: bool,
+    /// Another process has its TLS, and passes the bytes on until then.
+    pub forwarded_until: Option<SystemTime>,
     application_name: Mutex<Box<str>>,
     /// When the session began, on the wall clock.
     pub connected_at: SystemTime,
@@ -192,6 +194,11 @@ impl SessionHandle {
         receiver
     }
 
+    /// The session's cancel key.
+    pub(in crate::data_path) fn secret(&self) -> &[u8] {
+        &self.secret
+    }
+
     /// Whether `secret` is the session's cancel key. Takes constant time.
     pub fn has_secret(&self, secret: &[u8]) -> bool {
         self.secret.ct_eq(secret).into()
@@ -285,6 +292,8 @@ pub struct NewSession {
     /// The time on its worker's coarse clock.
     pub now_ms: u32,
     pub tls: bool,
+    /// As in [`SessionHandle::forwarded_until`].
+    pub forwarded_until: Option<SystemTime>,
     /// `application_name` at startup.
     pub application_name: Box<str>,
     /// In session mode, the process number of its server.
@@ -296,24 +305,28 @@ pub struct NewSession {
 /// Every session of this process.
 #[derive(Debug)]
 pub struct Sessions {
-    registry: Mutex<Registry>,
+    pub(super) registry: Mutex<Registry>,
     /// No session's login expires before this; milliseconds since 1970.
     pub(in crate::data_path) first_end: AtomicU64,
     /// A session may have an `idle_session_timeout`.
     pub(in crate::data_path) has_idle_timeouts: AtomicBool,
     /// A session may exceed a limit sooner than was known: one is set, or the configuration has changed.
     pub limits_changed: Notify,
+    /// Sessions that have moved to the process that takes over.
+    pub moved: AtomicU64,
+    /// Those of them whose bytes this process passes on.
+    pub(super) forwarded: AtomicUsize,
     next: AtomicU32,
     /// The upper bits of every process number. They differ between pglobby processes, so that a cancel that
     /// reaches the wrong process is recognised.
-    node: u32,
+    pub(super) node: u32,
     pub started: Instant,
 }
 
 /// The registered sessions.
 #[derive(Debug, Default)]
-struct Registry {
-    by_process_id: HashMap<i32, Arc<SessionHandle>>,
+pub(super) struct Registry {
+    pub(super) by_process_id: HashMap<i32, Arc<SessionHandle>>,
     /// The sessions whose clients got a server's process number, by that number. Servers of different hosts
     /// may have the same number.
     known_as: HashMap<i32, Vec<i32>>,
@@ -323,21 +336,19 @@ struct Registry {
 const NODE_SHIFT: u32 = 20;
 
 /// PostgreSQL's own process numbers end below 2^22 (Linux), so none of ours is one of them.
-const NODE_MIN: u32 = 1 << (22 - NODE_SHIFT);
-
-const NODES: u32 = 1 << (31 - NODE_SHIFT);
+pub(super) const NODES: std::ops::Range<u32> = 1 << (22 - NODE_SHIFT)..1 << (31 - NODE_SHIFT);
 
 /// The number of a node in the process numbers of its clients, made of what identifies its process, so that other nodes
 /// can tell it as well. `None`: the process is not identified.
 pub fn node_number(process: &str) -> Option<u32> {
     let [first, second, third, fourth, ..] = <[u8; 32]>::from(Sha256::digest(process.as_bytes()));
     let number = u32::from_be_bytes([first, second, third, fourth]);
-    (!process.is_empty()).then(|| NODE_MIN + number % (NODES - NODE_MIN))
+    (!process.is_empty()).then(|| NODES.start + number % (NODES.end - NODES.start))
 }
 
 /// The number of the node that has given out a process number. In session mode it is a server's, and no node has its number.
 pub fn node_of(process_id: i32) -> Option<u32> {
-    u32::try_from(process_id).ok().map(|number| number >> NODE_SHIFT).filter(|node| *node >= NODE_MIN)
+    u32::try_from(process_id).ok().map(|number| number >> NODE_SHIFT).filter(|node| NODES.contains(node))
 }
 
 /// A registered session. Drop removes it from the registry, with its cancel key.
@@ -399,10 +410,17 @@ impl Sessions {
             first_end: AtomicU64::new(u64::MAX),
             has_idle_timeouts: AtomicBool::new(false),
             limits_changed: Notify::new(),
+            moved: AtomicU64::new(0),
+            forwarded: AtomicUsize::new(0),
             next: AtomicU32::new(1),
-            node: node_number(process).unwrap_or_else(|| rand::random_range(NODE_MIN..NODES)),
+            node: node_number(process).unwrap_or_else(|| rand::random_range(NODES)),
             started: Instant::now(),
         }
+    }
+
+    /// The upper bits of the process numbers of sessions that begin here.
+    pub fn node(&self) -> u32 {
+        self.node
     }
 
     /// Registers a session with a new process number and cancel key.
@@ -417,10 +435,22 @@ impl Sessions {
                 break number;
             }
         };
+        let registered = self.insert(&mut registry, new, process_id, secret.clone(), SystemTime::now());
+        (registered, secret)
+    }
+
+    pub(super) fn insert(
+        self: &Arc<Self>,
+        registry: &mut Registry,
+        new: NewSession,
+        process_id: i32,
+        secret: Secret,
+        connected_at: SystemTime,
+    ) -> Registered {
         let handle = Arc::new(SessionHandle {
             process_id,
             known_as: new.known_as.unwrap_or(process_id),
-            secret: secret.clone(),
+            secret,
             idle_session_ms: AtomicU32::new(0),
             valid_until: AtomicU64::new(millis(new.login.valid_until)),
             login: new.login,
@@ -428,8 +458,9 @@ impl Sessions {
             peer: new.peer,
             addresses: new.addresses,
             tls: new.tls,
+            forwarded_until: new.forwarded_until,
             application_name: Mutex::new(new.application_name),
-            connected_at: SystemTime::now(),
+            connected_at,
             server_process_id: AtomicU32::new(0),
             doing: AtomicU8::new(Activity::Idle as u8),
             since_ms: AtomicU32::new(new.now_ms),
@@ -446,8 +477,7 @@ impl Sessions {
         if handle.known_as != process_id {
             registry.known_as.entry(handle.known_as).or_default().push(process_id);
         }
-        drop(registry);
-        (Registered { sessions: self.clone(), handle }, secret)
+        Registered { sessions: self.clone(), handle }
     }
 
     /// Whether a process number was given out by this node.

@@ -150,6 +150,7 @@ impl World {
             directory: Arc::new(NoDirectory),
             pools,
             sessions: Arc::new(Sessions::default()),
+            successor: std::sync::Mutex::default(),
             workers,
             console: Arc::new(|_| Box::pin(async {})),
             foreign_cancel: Arc::new(|_| tokio::sync::oneshot::channel().1),

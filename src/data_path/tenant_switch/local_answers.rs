@@ -103,6 +103,11 @@ impl LocalResponder {
         Self { begun: None, failed: false, in_batch: false, portals, choosing: None, first }
     }
 
+    /// The parameters reported at login.
+    pub fn first_reported(&self) -> &ReportedParameters {
+        &self.first
+    }
+
     /// Whether a transaction has begun here and not on a server.
     pub fn has_begun(&self) -> bool {
         self.begun.is_some()

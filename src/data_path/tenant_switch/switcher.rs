@@ -12,6 +12,7 @@ use crate::{
     data_path::{
         exchange::{ClientSide, return_to_tenant::CurrentTenant},
         login::tenant_routing::{access_to, admit},
+        packed_session::PackedSwitcher,
         pool::{Pool, PoolRules, SessionCount},
         proxy::Proxy,
         session_state::{identity::NewPassword, parameter_status::ReportedParameters},
@@ -109,6 +110,23 @@ impl TenantSwitcher {
             password: None,
             is_new: false,
         })
+    }
+
+    /// For another process. `None`: something waits for it.
+    pub fn pack(&self) -> Option<PackedSwitcher> {
+        self.is_idle().then(|| PackedSwitcher {
+            first: self.first,
+            chosen: self.chosen,
+            is_new: self.is_new,
+            first_reported: self.responder.first_reported().pack(),
+        })
+    }
+
+    /// Of a session that has come from another process.
+    pub fn unpack(packed: PackedSwitcher, proxy: Arc<Proxy>) -> Box<Self> {
+        let mut switcher = Self::new(proxy, packed.first, ReportedParameters::unpack(&packed.first_reported));
+        (switcher.chosen, switcher.is_new) = (packed.chosen, packed.is_new);
+        switcher
     }
 
     /// Whether nothing waits for it and nothing has begun that a server does not know.
