@@ -142,6 +142,20 @@ async fn reload_takes_over_the_file_or_says_what_is_wrong_with_it() {
     assert_eq!(size().await, "7");
 }
 
+/// Sessions that were open when the file was read again went on to wait for as long as before.
+#[tokio::test]
+async fn a_reload_says_how_long_open_sessions_wait_for_a_server() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).config("query_wait_timeout", "\"1h\"").start().await;
+    let (holder, waiter) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    waiter.run("SELECT 1").await;
+    holder.run("BEGIN").await;
+    proxy.set_config("query_wait_timeout", "\"200ms\"");
+    proxy.console().await.run("RELOAD").await;
+    assert_eq!(waiter.refusal_of("SELECT 1").await, "57014");
+    holder.run("COMMIT").await;
+    assert_eq!(waiter.ask("SELECT 1").await, "1");
+}
+
 #[tokio::test]
 async fn shutdown_ends_the_process() {
     let mut proxy = Proxy::with_tenant("acme").start().await;

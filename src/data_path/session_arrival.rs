@@ -203,7 +203,6 @@ fn unpack(
         inbox: session.inbox,
         end_of_input: None,
         handle,
-        query_wait: proxy.config.load().timeouts.query_wait,
         leaving: None,
         switcher,
         traffic: Traffic {

@@ -191,7 +191,6 @@ fn open_session(
         inbox: packet.unread,
         end_of_input: None,
         handle,
-        query_wait: config.timeouts.query_wait,
         leaving: None,
         switcher,
         traffic: Traffic::default(),

@@ -228,7 +228,7 @@ impl Relay {
         let borrowed = loop {
             let mut borrowed = tokio::select! {
                 biased;
-                borrowed = pool.borrow(began, self.session.query_wait) => borrowed,
+                borrowed = pool.borrow(began, self.session.query_wait()) => borrowed,
                 interrupted = self.interrupted() => Err(interrupted?),
             };
             let Ok(server) = &mut borrowed else { break borrowed };
@@ -248,7 +248,7 @@ impl Relay {
             Ok(mut server) => {
                 if self.pool.has_custom_parameters() && self.session.side.follows() {
                     let (own, text) = (self.session.side.custom, self.first_text(&self.session.inbox));
-                    match Box::pin(pool.renew(server, own, text, self.session.query_wait)).await {
+                    match Box::pin(pool.renew(server, own, text, self.session.query_wait())).await {
                         Ok(renewed) => server = renewed,
                         Err(client_error) => return self.not_borrowed(client_error),
                     }

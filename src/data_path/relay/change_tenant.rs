@@ -275,7 +275,7 @@ impl Relay {
         let pool = self.pool.clone();
         let wanted = Settings::clone(&self.session.side.wanted);
         let status = tokio::select! {
-            status = pool.startup_status(wanted, self.session.query_wait) => status,
+            status = pool.startup_status(wanted, self.session.query_wait()) => status,
             interrupted = self.interrupted() => Err(interrupted?),
         };
         match status {

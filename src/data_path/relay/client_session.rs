@@ -26,7 +26,6 @@ pub struct ClientSession {
     pub end_of_input: Option<Box<EndOfInput>>,
     /// Its entry in the registry of sessions.
     pub handle: Registered,
-    pub query_wait: Duration,
     /// The session ends with this error at its next transaction boundary.
     pub leaving: Option<Box<ClientError>>,
     /// Of a service login's session: chooses its tenant.
@@ -34,6 +33,13 @@ pub struct ClientSession {
     /// What it has done so far.
     pub traffic: Traffic,
     pub proxy: Arc<Proxy>,
+}
+
+impl ClientSession {
+    /// `query_wait_timeout`, as it is configured now.
+    pub fn query_wait(&self) -> Duration {
+        self.proxy.config.load().timeouts.query_wait
+    }
 }
 
 /// What a session has done, for the line that its end leaves in the log.
