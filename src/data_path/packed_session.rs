@@ -54,6 +54,8 @@ pub struct SessionV1 {
     pub transactions: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// The channels that it listens to, if there are any.
+    pub listening: Option<PackedListening>,
     /// Of a service login's session.
     pub switcher: Option<PackedSwitcher>,
     pub side: PackedSide,
@@ -75,6 +77,16 @@ pub struct PackedLogin {
 pub struct PackedTenant {
     pub id: i64,
     pub read_only: bool,
+}
+
+/// Channels that a session listens to.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackedListening {
+    pub channels: Vec<String>,
+    /// Notifications before this mark are the old process's to deliver, those behind it the new one's. The new process
+    /// sends it.
+    pub mark: String,
 }
 
 /// How a session came to its tenant.
@@ -168,6 +180,8 @@ pub struct MovingSession {
     pub socket: OwnedFd,
     /// Gets what became of it. Dropped without: the link to the other process is lost, which may have the session.
     pub outcome: oneshot::Sender<MoveOutcome>,
+    /// Of a session that listens: what it was sent up to the mark. The other process waits for it.
+    pub notifications: Option<oneshot::Receiver<Vec<u8>>>,
 }
 
 /// What became of a session that was to move.

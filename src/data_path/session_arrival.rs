@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::oneshot;
 use tracing::info;
 
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
             connection_limits::{ClientAddress, ConnectionPermit},
             tenant_routing::{access_to, admit},
         },
-        packed_session::{PackedSession, PackedTenant, SessionV1},
+        packed_session::{PackedListening, PackedSession, PackedTenant, SessionV1},
         pool::{Pool, SessionCount},
         prepared::row_description::RowDescription,
         proxy::Proxy,
@@ -45,12 +46,27 @@ pub struct ArrivedSession {
     permit: ConnectionPermit,
     /// Of a session without a tenant.
     worker: Arc<Worker>,
+    listens: bool,
 }
 
 impl ArrivedSession {
+    /// Whether the process before has notifications for it.
+    pub fn listens(&self) -> bool {
+        self.listens
+    }
+
+    /// What the process before has got for it. `None`: some are lost, and the session ends.
+    pub fn add_notifications(&mut self, notifications: Option<&[u8]>) {
+        let Arrival::Pool(relay, _) = &mut self.arrival else { return };
+        match notifications {
+            Some(notifications) => relay.session.unsent.push(notifications),
+            None => relay.session.handle.end(ClientError::ListenerLost),
+        }
+    }
+
     /// Serves the session on its worker.
     pub async fn serve(self) {
-        let Self { arrival, permit, worker } = self;
+        let Self { arrival, permit, worker, listens: _ } = self;
         match arrival {
             Arrival::Pool(relay, present) => serve(Arrival::Pool(relay, present), permit).await,
             Arrival::NoTenant(mut session) => worker.spawn(async move {
@@ -64,7 +80,7 @@ impl ArrivedSession {
 
 /// Unpacks a session and admits it. An error says why not; the process before keeps the session then.
 pub async fn receive(packed: &[u8], socket: OwnedFd, proxy: &Arc<Proxy>) -> Result<ArrivedSession, String> {
-    let PackedSession::V1(session) = serde_json::from_slice(packed).map_err(in_words)?;
+    let PackedSession::V1(mut session) = serde_json::from_slice(packed).map_err(in_words)?;
     if session.hash_sample != RowDescription::sample() {
         return Err("the hash functions of the two processes differ".to_owned());
     }
@@ -85,25 +101,39 @@ pub async fn receive(packed: &[u8], socket: OwnedFd, proxy: &Arc<Proxy>) -> Resu
     if let Some(until) = handle.forwarded_until {
         tokio::spawn(end_at(until, handle.process_id, proxy.sessions.clone()));
     }
-    if config.log.connections {
-        info!(
-            tenant = pool.map(|pool| &*pool.tenant.name), login = login.name, connection = handle.process_id,
-            address = %ClientAddress(peer), "session taken over"
-        );
-    }
+    let (tenant, connection) = (pool.map(|pool| pool.tenant.name.clone()), handle.process_id);
     let rules = match pool {
         Some(pool) => rules_at(pool, &config, &login),
         None => rules_without_tenant(&config, proxy),
     };
-    let session = unpack(*session, client, handle, login, rules, proxy)?;
+    let listening = session.listening.take();
+    let listens = listening.is_some();
+    let session = unpack(*session, client, handle, login.clone(), rules, proxy)?;
     let arrival = match entered {
         Some((pool, present)) => {
             let seat = pool.placement.seat();
-            Arrival::Pool(Box::new(Relay::new(session, pool, seat)), present)
+            let relay = Box::new(Relay::new(session, pool, seat));
+            Arrival::Pool(listen(relay, listening).await?, present)
         }
         None => Arrival::NoTenant(Box::new(session)),
     };
-    Ok(ArrivedSession { arrival, permit, worker: worker.clone() })
+    if config.log.connections {
+        info!(tenant, login = login.name, connection, address = %ClientAddress(peer), "session taken over");
+    }
+    Ok(ArrivedSession { arrival, permit, worker: worker.clone(), listens })
+}
+
+/// A session that listens goes on to do so.
+async fn listen(relay: Box<Relay>, listening: Option<PackedListening>) -> Result<Box<Relay>, String> {
+    let Some(listening) = listening else { return Ok(relay) };
+    let (entered, outcome) = oneshot::channel();
+    let worker = relay.worker();
+    worker.spawn(async move {
+        let mut relay = relay;
+        let listens = relay.enter_listener(listening).await;
+        let _ = entered.send(listens.map(|()| relay));
+    });
+    outcome.await.unwrap_or_else(|_| Err("it cannot listen".to_owned()))
 }
 
 /// Ends a session between two transactions before the process that has its TLS ends.

@@ -36,13 +36,22 @@ pub enum Kind {
     Session,
     /// The session with this number is served.
     Moved,
-    /// The session with this number is not taken. The body says why.
+    /// The session with this number is not taken, and the body says why; or its notifications are lost.
     Refused,
+    /// What the session with this number was sent before the other process listened for it.
+    Notifications,
 }
 
 impl Kind {
-    const ALL: [Self; 6] =
-        [Self::Hello, Self::Sockets, Self::Accepting, Self::Session, Self::Moved, Self::Refused];
+    const ALL: [Self; 7] = [
+        Self::Hello,
+        Self::Sockets,
+        Self::Accepting,
+        Self::Session,
+        Self::Moved,
+        Self::Refused,
+        Self::Notifications,
+    ];
 
     fn read(byte: u8) -> io::Result<Self> {
         let found = Self::ALL.into_iter().find(|kind| *kind as u8 == byte);

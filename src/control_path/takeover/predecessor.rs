@@ -1,8 +1,14 @@
 //! The side of the new process: asks the running one for its sockets, and then receives its sessions.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use tokio::{net::UnixStream, task::JoinHandle};
+use tokio::{net::UnixStream, sync::oneshot, task::JoinHandle};
 use tracing::{info, warn};
 
 use super::{
@@ -12,7 +18,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    data_path::{inherited_sockets::InheritedSockets, proxy::Proxy, session_arrival},
+    data_path::{inherited_sockets::InheritedSockets, lock::locked, proxy::Proxy, session_arrival},
 };
 
 /// The version of the messages. Another one is refused.
@@ -95,23 +101,55 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Receives sessions until the other process ends. Returns how many there were.
+/// Sessions that wait for their notifications, by number.
+type Waiting = Mutex<HashMap<u64, oneshot::Sender<Vec<u8>>>>;
+
+/// Receives sessions until no more come. Returns how many there were.
 async fn receive_sessions(link: &Arc<Link>, proxy: &Arc<Proxy>) -> io::Result<u64> {
-    let mut sessions = 0;
-    while let Some(Message { kind, number, body, descriptors }) = link.receive().await? {
-        let Some(socket) = descriptors.into_iter().next().filter(|_| kind == Kind::Session) else { continue };
-        sessions += 1;
-        let (link, proxy) = (link.clone(), proxy.clone());
-        tokio::spawn(async move {
-            match session_arrival::receive(&body, socket, &proxy).await {
-                Ok(session) => {
-                    // If the other process is gone, the session is here all the same.
-                    let _ = link.send(Kind::Moved, number, &[], &[]).await;
-                    session.serve().await;
-                }
-                Err(reason) => drop(link.send(Kind::Refused, number, reason.as_bytes(), &[]).await),
+    let (waiting, mut sessions) = (Arc::<Waiting>::default(), 0);
+    let received = loop {
+        let Message { kind, number, body, descriptors } = match link.receive().await {
+            Ok(Some(message)) => message,
+            Ok(None) => break Ok(sessions),
+            Err(error) => break Err(error),
+        };
+        match (kind, descriptors.into_iter().next()) {
+            (Kind::Session, Some(socket)) => {
+                sessions += 1;
+                tokio::spawn(receive(number, body, socket, link.clone(), proxy.clone(), waiting.clone()));
             }
-        });
+            (Kind::Notifications, _) => {
+                drop(locked(&waiting).remove(&number).map(|session| session.send(body)));
+            }
+            _ => drop(locked(&waiting).remove(&number)),
+        }
+    };
+    locked(&waiting).clear();
+    received
+}
+
+/// Receives a session and serves it.
+async fn receive(
+    number: u64,
+    packed: Vec<u8>,
+    socket: OwnedFd,
+    link: Arc<Link>,
+    proxy: Arc<Proxy>,
+    waiting: Arc<Waiting>,
+) {
+    let mut session = match session_arrival::receive(&packed, socket, &proxy).await {
+        Ok(session) => session,
+        Err(reason) => return drop(link.send(Kind::Refused, number, reason.as_bytes(), &[]).await),
+    };
+    let (sender, notifications) = oneshot::channel();
+    if session.listens() {
+        locked(&waiting).insert(number, sender);
     }
-    Ok(sessions)
+    // If the other process is gone, the session is here all the same.
+    let told = link.send(Kind::Moved, number, &[], &[]).await;
+    if session.listens() {
+        let notifications = if told.is_ok() { notifications.await.ok() } else { None };
+        session.add_notifications(notifications.as_deref());
+    }
+    session.serve().await;
 }

@@ -88,11 +88,15 @@ impl Successor {
         let link = Arc::new(link);
         let (sender, mut answers) = mpsc::channel(MOVING_MAX);
         let reading = tokio::spawn(read_answers(link.clone(), sender));
-        let (mut sent, mut last) = (HashMap::<u64, oneshot::Sender<MoveOutcome>>::new(), 0);
+        let (mut sent, mut last) = (HashMap::<u64, SentSession>::new(), 0);
         loop {
             tokio::select! {
                 answer = answers.recv() => match answer {
-                    Some((number, outcome)) => drop(sent.remove(&number).map(|asked| asked.send(outcome))),
+                    Some((number, outcome)) => {
+                        if let Some(session) = sent.remove(&number) {
+                            session.decided(number, outcome, &link);
+                        }
+                    }
                     None => break warn!(pid, "lost the link to the process that takes over"),
                 },
                 session = moving.recv() => {
@@ -110,6 +114,31 @@ impl Successor {
         moving.close();
         while let Some(session) = moving.recv().await {
             let _ = session.outcome.send(MoveOutcome::Refused("the other process is gone".to_owned()));
+        }
+    }
+}
+
+/// A session that the other process may have.
+struct SentSession {
+    outcome: oneshot::Sender<MoveOutcome>,
+    notifications: Option<oneshot::Receiver<Vec<u8>>>,
+}
+
+impl SentSession {
+    /// The other process has it or not. If it has it and the session listens, the notifications follow.
+    fn decided(self, number: u64, outcome: MoveOutcome, link: &Arc<Link>) {
+        let notifications = self.notifications.filter(|_| outcome == MoveOutcome::Moved);
+        let _ = self.outcome.send(outcome);
+        if let Some(notifications) = notifications {
+            let link = link.clone();
+            tokio::spawn(async move {
+                let sent = match notifications.await {
+                    Ok(notifications) => link.send(Kind::Notifications, number, &notifications, &[]).await,
+                    Err(_) => link.send(Kind::Refused, number, &[], &[]).await,
+                };
+                // The other process ends the session if it gets neither.
+                drop(sent);
+            });
         }
     }
 }
@@ -133,14 +162,14 @@ async fn send(
     link: &Link,
     number: u64,
     session: MovingSession,
-    sent: &mut HashMap<u64, oneshot::Sender<MoveOutcome>>,
+    sent: &mut HashMap<u64, SentSession>,
 ) -> io::Result<()> {
-    let MovingSession { packed, socket, outcome } = session;
+    let MovingSession { packed, socket, outcome, notifications } = session;
     if packed.len() > BODY_BYTES_MAX {
         let _ = outcome.send(MoveOutcome::Refused("the session is too large".to_owned()));
         return Ok(());
     }
-    sent.insert(number, outcome);
+    sent.insert(number, SentSession { outcome, notifications });
     link.send(Kind::Session, number, &packed, &[socket.as_fd()]).await
 }
 

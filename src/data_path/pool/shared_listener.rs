@@ -362,7 +362,11 @@ impl Subscription {
 
     /// Prepares to get these channels, and only these, from a mark on. On an error it is as before.
     pub async fn prepare(&self, channels: Arc<Channels>) -> Result<Handover, ListenerLost> {
-        let mark = format!("{:032x}", rand::random::<u128>());
+        self.prepare_at(format!("{:032x}", rand::random::<u128>()), channels).await
+    }
+
+    /// The same for a mark that the session's listener in another process waits for, too.
+    pub async fn prepare_at(&self, mark: String, channels: Arc<Channels>) -> Result<Handover, ListenerLost> {
         let (answer, done) = {
             let mut state = locked(&self.listener.state);
             if state.ended.is_some() {

@@ -58,6 +58,7 @@ use crate::{
             side_effects::BackendSignal,
         },
         tenant_switch::switcher::SwitchWait,
+        worker::Worker,
     },
     error::ClientError,
     wire::outgoing::Outgoing,
@@ -158,6 +159,11 @@ impl Relay {
         };
         relay.apply_idle_session_timeout();
         relay
+    }
+
+    /// Where it runs.
+    pub fn worker(&self) -> Arc<Worker> {
+        self.seat.worker.clone()
     }
 
     /// The session's settings are others: while it has no server, the proxy applies its `idle_session_timeout`.

@@ -24,7 +24,9 @@ use super::{
 use crate::{
     data_path::{
         lock::locked,
-        packed_session::{MoveOutcome, MovingSession, PackedLogin, PackedSession, PackedTenant, SessionV1},
+        packed_session::{
+            MoveOutcome, MovingSession, PackedListening, PackedLogin, PackedSession, PackedTenant, SessionV1,
+        },
         prepared::row_description::RowDescription,
         session_state::pins::Pins,
         sessions::registry::SessionHandle,
@@ -39,16 +41,24 @@ impl Relay {
     /// The process is being replaced. `true`: the connection is to be closed here without a word, because the
     /// other process has it.
     pub(super) async fn moves_to_successor(&mut self) -> bool {
-        let is_between = self.held_reply.is_empty()
-            && self.cancelling.is_none()
-            && self.listening.is_none()
-            && self.returns_server_to_move();
-        is_between && self.session.moves_to_successor(Some(&self.pool.tenant_access)).await
+        let is_between =
+            self.held_reply.is_empty() && self.cancelling.is_none() && self.returns_server_to_move();
+        if !is_between {
+            return false;
+        }
+        let left = match &self.listening {
+            Some(_) => match self.leave_listener().await {
+                Some(left) => Some(left),
+                None => return false,
+            },
+            None => None,
+        };
+        self.session.moves_to_successor(Some(&self.pool.tenant_access), left).await
     }
 
     /// Whether the session moves now, with messages that no server has got.
     pub(super) fn takes_inbox_along(&self, reason: &ClientError) -> bool {
-        *reason == ClientError::Replaced && self.server.is_none() && self.listening.is_none()
+        *reason == ClientError::Replaced && self.server.is_none()
     }
 
     /// A server that is kept only because it has advanced a sequence goes back. `false`: it is kept for
@@ -68,19 +78,34 @@ impl Relay {
 }
 
 impl ClientSession {
-    /// Moves a session that holds no server. `true`: it has moved, or may have.
-    pub(super) async fn moves_to_successor(&mut self, tenant_access: Option<&TenantAccess>) -> bool {
+    /// Moves a session that holds no server. `left`: its channels, and when the listener has got the mark. `true`: it
+    /// has moved, or may have.
+    pub(super) async fn moves_to_successor(
+        &mut self,
+        tenant_access: Option<&TenantAccess>,
+        left: Option<(PackedListening, oneshot::Receiver<()>)>,
+    ) -> bool {
         let Some(successor) = locked(&self.proxy.successor).clone() else { return false };
         let Some(passed) = self.pass_client_on() else { return false };
-        let Some(packed) = self.pack(tenant_access, passed.until) else { return false };
+        let (listening, mark_passed) = left.unzip();
+        let Some(packed) = self.pack(tenant_access, listening, passed.until) else { return false };
         let (outcome, decided) = oneshot::channel();
-        if successor.send(MovingSession { packed, socket: passed.socket, outcome }).await.is_err() {
+        let (notified, notifications) = oneshot::channel();
+        let notifications = mark_passed.is_some().then_some(notifications);
+        let moving = MovingSession { packed, socket: passed.socket, outcome, notifications };
+        if successor.send(moving).await.is_err() {
             return false;
         }
         let tenant = tenant_access.map(|tenant_access| &*tenant_access.tenant.name);
         let (login, connection) = (&self.handle.login.name, self.handle.process_id);
         match decided.await {
             Ok(MoveOutcome::Moved) => {
+                // The other process has sent the mark. If this listener is lost, it is told so.
+                if let Some(mark_passed) = mark_passed
+                    && mark_passed.await.is_ok()
+                {
+                    let _ = notified.send(self.handle.take_notifications());
+                }
                 log_end(&self.proxy, tenant, &self.handle, &self.traffic, &SessionEnd::Moved);
                 self.proxy.sessions.moved.fetch_add(1, Ordering::Relaxed);
                 if let Some(near) = passed.near {
@@ -121,6 +146,7 @@ impl ClientSession {
     fn pack(
         &mut self,
         tenant_access: Option<&TenantAccess>,
+        listening: Option<PackedListening>,
         forwarded_until: Option<SystemTime>,
     ) -> Option<Vec<u8>> {
         if self.end_of_input.is_some() {
@@ -152,6 +178,7 @@ impl ClientSession {
             transactions: self.traffic.transactions,
             bytes_in: self.traffic.bytes_in,
             bytes_out: self.traffic.bytes_out,
+            listening,
             switcher,
             side: self.side.pack()?,
         }));

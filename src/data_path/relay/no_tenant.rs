@@ -51,7 +51,7 @@ pub(super) async fn run(mut session: ClientSession) -> Option<SessionTransfer> {
         }
         if let Err(end) = poll_fn(|cx| session.poll_client(cx)).await {
             session.switcher = Some(switcher);
-            if !(end.is_for_successor() && Box::pin(session.moves_to_successor(None)).await) {
+            if !(end.is_for_successor() && Box::pin(session.moves_to_successor(None, None)).await) {
                 Box::pin(leave(session, end)).await;
             }
             return None;

@@ -6,8 +6,12 @@
 //! listener has received what the server got in the transaction: the client gets its own notifications in
 //! front of ReadyForQuery, as from PostgreSQL.
 
-use std::{future::poll_fn, sync::Arc, task::Poll};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 use tracing::warn;
 
 use super::{
@@ -19,6 +23,7 @@ use crate::{
     data_path::{
         exchange::pending_replies::{Origin, Request},
         memory_limit::Charge,
+        packed_session::PackedListening,
         pool::shared_listener::{Handover, ListenerLost, Subscription, around_mark},
         server::connection::Server,
         session_state::{
@@ -29,6 +34,9 @@ use crate::{
     error::ClientError,
     wire::message::append,
 };
+
+/// The pause between two attempts to open a shared listener for a session that has come from another process.
+const LISTENER_PAUSE: Duration = Duration::from_millis(20);
 
 /// A session's subscription of the pool's shared listener.
 #[derive(Debug)]
@@ -240,6 +248,46 @@ impl Relay {
                 ..NotificationFilter::default()
             };
         }
+        Ok(())
+    }
+}
+
+impl Relay {
+    /// The session's channels, and a mark from which on the shared listener delivers none of them: another process
+    /// does. `None`: the listener is lost.
+    pub(super) async fn leave_listener(&self) -> Option<(PackedListening, oneshot::Receiver<()>)> {
+        let listening = self.listening.as_ref()?;
+        let Handover { mark, done } = listening.subscription.prepare(Arc::default()).await.ok()?;
+        let channels = listening.channels.iter().map(str::to_owned).collect();
+        Some((PackedListening { channels, mark }, done))
+    }
+
+    /// A session that has come from another process gets its notifications here from the mark on. Runs on the
+    /// session's worker. An error says why that cannot be.
+    pub async fn enter_listener(&mut self, packed: PackedListening) -> Result<(), String> {
+        let channels = Arc::new(Channels::new(packed.channels));
+        let memory = self.session.side.rules().memory.clone();
+        let mut charge = Charge::default();
+        charge.try_set(&memory, channels.bytes()).map_err(|_| "there is no memory for its channels")?;
+        let (began, wait) = (Instant::now(), self.session.query_wait);
+        let mut server = self.pool.borrow(began, wait).await.map_err(|error| error.to_string())?;
+        let subscription = loop {
+            match self.pool.subscribe(&self.session.handle, &memory).await {
+                // A process that has just begun gets its part of the host's budget in pieces.
+                Err(ClientError::PoolBusy { .. }) if began.elapsed() < wait => sleep(LISTENER_PAUSE).await,
+                subscribed => break subscribed.map_err(|error| error.to_string())?,
+            }
+        };
+        if self.session.side.sent_parameters.text("client_encoding") != Some(subscription.encoding()) {
+            return Err("it listens with another client_encoding".to_owned());
+        }
+        let prepared = subscription.prepare_at(packed.mark, channels.clone()).await;
+        let Handover { mark, done } = prepared.map_err(|error| error.to_string())?;
+        let notified = server.run(&format!("NOTIFY {MARKERS}, '{mark}'")).await;
+        notified.map_err(|error| error.to_string())?;
+        self.pool.give_back(server);
+        done.await.map_err(|_| ListenerLost.to_string())?;
+        self.listening = Some(Listening { channels, charge, subscription });
         Ok(())
     }
 }
