@@ -23,7 +23,8 @@ use pglobby::{
     },
     data_path::{
         directory::{Directory as _, DirectoryError},
-        tenant::{Access, DirectoryChange, HostAddress, LoginKind},
+        host_address::HostAddress,
+        tenant::{Access, DirectoryChange, LoginKind},
     },
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -64,8 +65,8 @@ async fn a_tenant_is_read_whole_with_its_credentials_opened() {
     );
     assert_eq!(tenant.statement_timeout, Some(Duration::from_millis(60_500)));
     assert_eq!(tenant.allow_from, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
-    let address = HostAddress::Tcp { name: "127.0.0.1".into(), port: installation.cluster.port() };
-    assert_eq!((&tenant.host.address, tenant.host.max_connections), (&address, Some(50)));
+    let address = HostAddress::of("127.0.0.1", installation.cluster.port());
+    assert_eq!((&*tenant.host.addresses, tenant.host.max_connections), (&[address][..], Some(50)));
     assert_eq!(tenant.host.tls_root_ca.as_deref(), Some(Path::new("/ca.pem")));
     assert!(!format!("{tenant:?}").contains("password\""), "{tenant:?}");
 }

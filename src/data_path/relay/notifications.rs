@@ -269,7 +269,7 @@ impl Relay {
         let memory = self.session.side.rules().memory.clone();
         let mut charge = Charge::default();
         charge.try_set(&memory, channels.bytes()).map_err(|_| "there is no memory for its channels")?;
-        let (began, wait) = (Instant::now(), self.session.query_wait);
+        let (began, wait) = (Instant::now(), self.session.query_wait());
         let mut server = self.pool.borrow(began, wait).await.map_err(|error| error.to_string())?;
         let subscription = loop {
             match self.pool.subscribe(&self.session.handle, &memory).await {
