@@ -121,7 +121,7 @@ impl Proxy {
     /// complete. An unknown key makes no difference. In session mode the process number is a server's
     /// and does not tell the node.
     pub async fn cancel(&self, process_id: i32, secret: &[u8]) {
-        let (secret, passed_on) = PassedOn::of(secret);
+        let Some((secret, passed_on)) = PassedOn::of(secret) else { return };
         // The session itself is not kept: if it ends first, its mailbox goes, and this resolves.
         let cancelled = self.sessions.find(process_id, secret).map(|session| session.cancel());
         let cancelled = match (cancelled, passed_on) {

@@ -16,6 +16,8 @@ pub enum PassedOn {
 const KEYS: [usize; 2] = [4, 32];
 
 impl PassedOn {
+    const ALL: [Self; 2] = [Self::ToOwner, Self::ToAll];
+
     const fn mark(self) -> u8 {
         match self {
             Self::ToOwner => 1,
@@ -23,14 +25,14 @@ impl PassedOn {
         }
     }
 
-    /// The key of a request, and whether a node has passed the request on.
-    pub fn of(received: &[u8]) -> (&[u8], Option<Self>) {
-        match received.split_last() {
-            Some((mark, key)) if KEYS.contains(&key.len()) => {
-                (key, Some(if *mark == Self::ToOwner.mark() { Self::ToOwner } else { Self::ToAll }))
-            }
-            _ => (received, None),
+    /// The key of a request, and whether a node has passed the request on. `None`: no session has such a key.
+    pub fn of(received: &[u8]) -> Option<(&[u8], Option<Self>)> {
+        if KEYS.contains(&received.len()) {
+            return Some((received, None));
         }
+        let (mark, key) = received.split_last().filter(|(_, key)| KEYS.contains(&key.len()))?;
+        let to = Self::ALL.into_iter().find(|to| to.mark() == *mark)?;
+        Some((key, Some(to)))
     }
 
     /// The key as it is passed on.
@@ -47,13 +49,14 @@ mod tests {
     fn a_mark_is_read_as_it_was_written_and_a_clients_key_has_none() {
         for length in KEYS {
             let key = vec![7; length];
-            assert_eq!(PassedOn::of(&key), (&key[..], None));
-            for to in [PassedOn::ToOwner, PassedOn::ToAll] {
-                assert_eq!(PassedOn::of(&to.marked(&key)), (&key[..], Some(to)));
+            assert_eq!(PassedOn::of(&key), Some((&key[..], None)));
+            for to in PassedOn::ALL {
+                assert_eq!(PassedOn::of(&to.marked(&key)), Some((&key[..], Some(to))));
+                assert_eq!(PassedOn::of(&to.marked(&to.marked(&key))), None, "it is passed on once");
             }
         }
-        assert_eq!(PassedOn::of(&[]), (&[][..], None));
-        assert_eq!(PassedOn::of(&[1; 5]).1, Some(PassedOn::ToOwner));
-        assert_eq!(PassedOn::of(&[0; 33]).1, Some(PassedOn::ToAll), "what is not known goes no further");
+        for odd in [&[][..], &[1; 3], &[0; 5], &[3; 5], &[1; 6], &[0; 33], &[1; 256]] {
+            assert_eq!(PassedOn::of(odd), None, "{odd:?}");
+        }
     }
 }

@@ -13,6 +13,14 @@ impl DependsOn for Row {
     fn depends_on_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
         changed(&DirectoryChange::Tenant(1))
     }
+
+    fn quotes_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
+        changed(&DirectoryChange::Tenant(9))
+    }
+}
+
+async fn down() -> Result<Lookup<Row>, CentralError> {
+    Err(CentralError::Setup("down".to_owned()))
 }
 
 fn cache() -> (RowCache<&'static str, Row>, Arc<ChangeCounts>) {
@@ -126,6 +134,40 @@ async fn an_absent_name_is_asked_for_as_often_as_a_known_one_and_at_once_when_it
     assert_eq!(*cache.get("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
     assert_eq!(*cache.get("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
     assert_eq!(came.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_row_that_quotes_a_changed_one_is_read_again_and_used_if_that_fails() {
+    for (then, expected) in [("new", Row("new")), ("nothing", Row("old"))] {
+        let (cache, changes) = cache();
+        cache.get("acme", || async { Ok(found("old")) }).await.unwrap();
+        changes.note(&DirectoryChange::Tenant(9));
+        let got = match then {
+            "new" => cache.get("acme", || async { Ok(found("new")) }).await,
+            _ => cache.get("acme", down).await,
+        };
+        assert_eq!(*got.unwrap().unwrap(), expected);
+        let is_noted = timeout(Duration::ZERO, cache.shared.unconfirmed.notified()).await.is_ok();
+        assert_eq!(is_noted, then == "nothing");
+        changes.note(&DirectoryChange::Tenant(1));
+        assert!(cache.get("acme", down).await.is_err(), "what has changed itself is never used");
+    }
+}
+
+#[tokio::test]
+async fn what_is_confirmed_was_read_since_notifications_are_received() {
+    let (cache, changes) = cache();
+    cache.get("acme", || async { Ok(found("old")) }).await.unwrap();
+    let known = cache.confirmed("acme", || async { panic!("it is fresh") }).await;
+    assert_eq!(*known.unwrap().unwrap(), Row("old"));
+
+    changes.note(&DirectoryChange::Everything);
+
+    assert!(cache.confirmed("acme", down).await.is_err());
+    assert_eq!(*cache.get("acme", down).await.unwrap().unwrap(), Row("old"), "others may use it");
+    cache.shared.lookups.succeeded();
+    let new = cache.confirmed("acme", || async { Ok(found("new")) }).await;
+    assert_eq!(*new.unwrap().unwrap(), Row("new"));
 }
 
 #[tokio::test]
