@@ -402,3 +402,22 @@ async fn a_statement_that_its_server_has_not_read_is_answered_by_another_one() {
     );
     assert_eq!(proxy.log().matches("statement sent again: its server had not read it").count(), 3);
 }
+
+/// A session that keeps its server for `currval` only, and nothing of whose is under way, does not end with it.
+#[tokio::test]
+async fn a_session_that_keeps_a_server_for_its_sequences_outlives_it() {
+    let mut proxy = Proxy::with_tenant("acme").start().await;
+    let mut client = proxy.wire("acme").await;
+    client.query("CREATE TABLE t (x serial)").await;
+    client.query("INSERT INTO t DEFAULT VALUES").await;
+    client.query("SELECT currval('t_x_seq')").await;
+    let console = proxy.console().await;
+    let pinned =
+        async || show(&console, "PINS").await.iter().any(|pin| pin["reasons"].starts_with("sequence"));
+    in_time("a session that keeps its server", async { while !pinned().await {} }).await;
+
+    proxy.cluster.restart();
+
+    assert_eq!(tags(&client.query("INSERT INTO t DEFAULT VALUES").await), "CZ");
+    assert_eq!(rows(&client.query("SELECT count(*) FROM t").await)[0], [Some("2".into())]);
+}
