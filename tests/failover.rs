@@ -5,7 +5,7 @@
 mod support;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -164,8 +164,6 @@ impl Load {
         assert!(there.is_empty(), "never written: {there:?}");
         let failed: Vec<&Write> =
             writes.iter().filter(|write| write.outcome != Outcome::Acknowledged).collect();
-        let clients: BTreeSet<usize> = failed.iter().map(|write| write.client).collect();
-        eprintln!("{} writes, {} failed in flight, of {} clients", writes.len(), failed.len(), clients.len());
         assert!(failed.len() <= CLIENTS * gone.len(), "{failed:?}");
     }
 }
