@@ -5,7 +5,7 @@
 mod support;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -164,8 +164,6 @@ impl Load {
         assert!(there.is_empty(), "never written: {there:?}");
         let failed: Vec<&Write> =
             writes.iter().filter(|write| write.outcome != Outcome::Acknowledged).collect();
-        let clients: BTreeSet<usize> = failed.iter().map(|write| write.client).collect();
-        eprintln!("{} writes, {} failed in flight, of {} clients", writes.len(), failed.len(), clients.len());
         assert!(failed.len() <= CLIENTS * gone.len(), "{failed:?}");
     }
 }
@@ -401,4 +399,23 @@ async fn a_statement_that_its_server_has_not_read_is_answered_by_another_one() {
         [Some("3".into()), Some("6".into())]
     );
     assert_eq!(proxy.log().matches("statement sent again: its server had not read it").count(), 3);
+}
+
+/// A session that keeps its server for `currval` only, and nothing of whose is under way, does not end with it.
+#[tokio::test]
+async fn a_session_that_keeps_a_server_for_its_sequences_outlives_it() {
+    let mut proxy = Proxy::with_tenant("acme").start().await;
+    let mut client = proxy.wire("acme").await;
+    client.query("CREATE TABLE t (x serial)").await;
+    client.query("INSERT INTO t DEFAULT VALUES").await;
+    client.query("SELECT currval('t_x_seq')").await;
+    let console = proxy.console().await;
+    let pinned =
+        async || show(&console, "PINS").await.iter().any(|pin| pin["reasons"].starts_with("sequence"));
+    in_time("a session that keeps its server", async { while !pinned().await {} }).await;
+
+    proxy.cluster.restart();
+
+    assert_eq!(tags(&client.query("INSERT INTO t DEFAULT VALUES").await), "CZ");
+    assert_eq!(rows(&client.query("SELECT count(*) FROM t").await)[0], [Some("2".into())]);
 }

@@ -60,6 +60,11 @@ impl FirstRequest {
         ended && rest.is_empty()
     }
 
+    /// Whether all of it, or nothing, has gone to the server, where `waiting` still waits for the server's replies.
+    pub fn is_in_one_place(&self, waiting: &[u8]) -> bool {
+        waiting.is_empty() || waiting == self.bytes
+    }
+
     /// The bytes, to be sent again.
     pub fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)

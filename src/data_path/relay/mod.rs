@@ -55,6 +55,7 @@ use crate::{
         server::connection::Server,
         session_state::{
             parameters::{IDLE_SESSION_TIMEOUT, duration},
+            pins::Pins,
             side_effects::BackendSignal,
         },
         tenant_switch::switcher::SwitchWait,
@@ -310,6 +311,7 @@ impl Relay {
             Poll::Ready(_) if self.is_end_passed_on() => {
                 return Err(SessionEnd::ClientLost(Loss::Closed).into());
             }
+            Poll::Ready(_) if self.goes_on_without_server() => return Ok(Poll::Ready(())),
             Poll::Ready(lost) => return Err(SessionEnd::server_lost(lost.map(drop)).into()),
         };
         let chunk = buffers.read.get(..read).unwrap_or_default();
@@ -327,14 +329,18 @@ impl Relay {
             return Err(ClientError::AdminShutdown.into());
         }
         let bytes = out.finish();
+        // Words behind the end of a reply go to the client with it.
+        if events.fatal && is_only_shutdown(chunk) && self.goes_on_without_server() {
+            return Ok(Poll::Ready(()));
+        }
+        let Some(server) = self.server.as_mut() else { return Ok(Poll::Pending) };
         if !events.fatal {
             server.first_request.forget();
         } else if is_only_shutdown(chunk)
             && server.first_request.is_repeatable()
-            && server.side.replies.pins().is_empty()
             && !server.side.replies.is_committing()
-            && self.session.side.follows()
-            && (self.session.inbox.is_empty() && self.cancelling.is_none())
+            && server.first_request.is_in_one_place(&self.session.inbox)
+            && self.cancelling.is_none()
             && (self.session.switcher.is_none() && self.listening.is_none())
         {
             return Err(Step::SendAgain(bytes.into()));
@@ -489,7 +495,10 @@ impl Relay {
             self.request_began = Some(now);
             begins = self.transaction_began.is_none();
             if begins {
-                server.first_request.keep(chunk);
+                // What a pinned server knows of the session, no other one does; sequences may be forgotten.
+                if Pins::SEQUENCES.contains(server.side.replies.pins()) {
+                    server.first_request.keep(chunk);
+                }
                 self.transaction_began = Some(now);
                 self.session.handle.set_began(now_ms);
             }

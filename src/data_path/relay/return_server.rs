@@ -5,9 +5,14 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
-use super::{Relay, Step, load_functions::load_then_give_back, session_end::SessionEnd};
+use super::{
+    Relay, Step, acquire_server::ReplyWait, load_functions::load_then_give_back, session_end::SessionEnd,
+};
 use crate::data_path::{
-    pool::pinned_sessions::{Reclaim, can_return},
+    pool::{
+        PooledServer,
+        pinned_sessions::{Reclaim, can_return},
+    },
     session_state::pins::Pins,
     sessions::registry::Activity,
 };
@@ -73,6 +78,33 @@ impl Relay {
         }
         self.set_pins(Pins::empty());
         self.after_reply(Instant::now())
+    }
+
+    /// The server has ended between two transactions of a session that kept it only for values of sequences: the session
+    /// goes on, as if it had returned it. `false`: the session ends with its server.
+    #[cold]
+    pub(super) fn goes_on_without_server(&mut self) -> bool {
+        let Some(server) = self.server.as_ref() else { return false };
+        let is_idle =
+            server.side.replies.is_over() && self.held_reply.is_empty() && self.cancelling.is_none();
+        let is_free = Pins::SEQUENCES.contains(server.side.replies.pins());
+        if !is_idle || !is_free || !self.session.side.follows() {
+            return false;
+        }
+        drop(self.abandon_server());
+        self.session.handle.set_doing(Activity::Idle, self.pool.clock.now_ms());
+        true
+    }
+
+    /// The session goes on without its server, which has ended.
+    pub(super) fn abandon_server(&mut self) -> Option<Box<PooledServer>> {
+        self.set_pins(Pins::empty());
+        let server = self.server.take()?;
+        self.session.side.custom.insert(server.side.custom.by_session);
+        self.session.handle.server_process_id.store(0, Ordering::Relaxed);
+        (self.transaction_began, self.request_began) = (None, None);
+        self.reply_wait = ReplyWait::Nothing;
+        Some(server)
     }
 
     /// The session is between two transactions and keeps its server, unless a waiting session reclaims it.
