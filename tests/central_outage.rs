@@ -170,6 +170,20 @@ async fn a_large_directory_is_in_the_snapshot_as_well() {
     assert_eq!(place.proxy.client("globex").ask("SELECT current_database()").await, "globex");
 }
 
+/// Of several nodes, one that has no server on a host could open none, as long as the central database was away.
+#[tokio::test]
+async fn a_node_that_has_no_server_on_a_host_opens_one() {
+    let mut place = Place::with_snapshot().await;
+    let two = Node::beside(&place.proxy, &[("node_name", "\"two\"")]).await;
+    has_logins(two.folder(), LOGINS).await;
+    two.logged("another node has joined").await;
+    place.proxy.cluster.stop();
+    two.logged("leases have run out").await;
+    for tenant in TENANTS {
+        assert_eq!(two.client(tenant).ask("SELECT current_database()").await, tenant);
+    }
+}
+
 /// `pglobby node snapshot` on any machine, and the file on the new one.
 #[tokio::test]
 async fn a_new_node_can_be_given_a_snapshot() {

@@ -320,7 +320,12 @@ impl Membership {
     /// The leases have run out, unless this was the only node.
     fn out_of_contact(&self) {
         if !self.is_alone {
-            warn!(side = "central", "leases have run out: this node keeps its servers and opens no more");
+            warn!(
+                side = "central",
+                "leases have run out: this node keeps its servers and opens no more, or one on a host where it has none"
+            );
+            self.pools.lease_requests.set_of_new_hosts(HostLease::OUT_OF_CONTACT);
+            self.budgets().values().for_each(|budget| budget.lose_contact());
             return;
         }
         info!(side = "central", "leases are kept: no other node was there");

@@ -178,6 +178,14 @@ impl HostBudget {
         self.with_shares(|_, _| ());
     }
 
+    /// The lease has run out, and there is no contact to the other nodes ([`HostLease::lose_contact`]).
+    pub fn lose_contact(&self) {
+        let open = self.live();
+        locked(&self.lease).lose_contact(open);
+        self.with_shares(|_, _| ());
+        self.offer();
+    }
+
     /// Servers that this node may have now; `None`: there is no limit.
     pub fn leased(&self) -> Option<usize> {
         let limit = self.limit()?;

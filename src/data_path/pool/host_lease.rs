@@ -24,6 +24,9 @@ impl HostLease {
     /// Of a host whose budget is shared, before the node has a lease.
     pub const NOTHING_YET: Self = Self::Part { servers: 0, until: None };
 
+    /// Of a host that a node without contact to the others uses for the first time.
+    pub const OUT_OF_CONTACT: Self = Self::RunOut { servers: 1 };
+
     /// Servers that the node may have now, while it has `open`. `limit`: the host's budget.
     pub fn servers(&mut self, limit: usize, open: usize, now: Instant) -> usize {
         match *self {
@@ -44,6 +47,15 @@ impl HostLease {
             Self::Part { servers, .. } | Self::RunOut { servers } => servers.min(open),
         };
         *self = Self::RunOut { servers };
+    }
+
+    /// It has run out, and there is no contact to the others: what is open stays. A host on which nothing is open gets one
+    /// server, so that its tenants are served.
+    pub fn lose_contact(&mut self, open: usize) {
+        self.run_out(open);
+        if *self == (Self::RunOut { servers: 0 }) {
+            *self = Self::OUT_OF_CONTACT;
+        }
     }
 }
 
@@ -75,6 +87,17 @@ mod tests {
         assert_eq!(lease, HostLease::RunOut { servers: 3 });
         let mut small = HostLease::Part { servers: 2, until: Some(until) };
         assert_eq!(small.servers(LIMIT, 3, later), 2);
+    }
+
+    #[test]
+    fn without_contact_a_host_has_one_server_at_least() {
+        let servers = |mut lease: HostLease, open| {
+            lease.lose_contact(open);
+            lease.servers(LIMIT, open, Instant::now())
+        };
+        assert_eq!(servers(HostLease::NOTHING_YET, 0), 1);
+        assert_eq!(servers(HostLease::Part { servers: 5, until: None }, 0), 1);
+        assert_eq!(servers(HostLease::RunOut { servers: 3 }, 3), 3);
     }
 
     #[test]

@@ -149,8 +149,84 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use tempfile::TempDir;
+
     use super::*;
-    use crate::data_path::tenant::DirectoryChange;
+    use crate::{
+        config::Config,
+        control_path::{
+            directory::invalidation::{ChangeCounts, Validity},
+            secrets::{keyring::Keyring, keyring_reload::ReloadableKeyring},
+        },
+        data_path::tenant::{DirectoryChange, Login, LoginKind},
+    };
+
+    /// A node whose files are in this folder, as it is after a start.
+    fn node(folder: &TempDir) -> Arc<SnapshotStore> {
+        let ring = folder.path().join("keyring.toml");
+        if !ring.exists() {
+            Keyring::generate().create_file(&ring).unwrap();
+        }
+        let text = "directory_snapshot = \"snapshot\"\n[central]\nurl = \"postgres://m@h/c\"\n[keys]\nfile = \"keyring.toml\"\n";
+        let config = Config::read(text, Some(&folder.path().join("proxy.toml")), &|_| None).unwrap();
+        let keyring = Arc::new(ReloadableKeyring::load(&config).unwrap());
+        Arc::new(SnapshotStore::new(&config, "c", keyring, Arc::new(ChangeCounts::new(100))))
+    }
+
+    /// As after a first write.
+    fn write(store: &SnapshotStore) {
+        let since = store.changes.count();
+        let mut contents = Contents::empty("one");
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        contents.about.taken_at_ms = u64::try_from(now.as_millis()).unwrap();
+        let file = store.place().unwrap().write(&contents, &[]).unwrap();
+        store.state().own = Some(Own { id: "one".to_owned(), since, file: Some(file) });
+    }
+
+    fn hear(store: &SnapshotStore, change: &DirectoryChange) {
+        store.changes.note(change);
+        store.note(change);
+    }
+
+    /// Which of the logins 1 to 3 the node does not admit by its snapshot.
+    async fn revoked(store: &Arc<SnapshotStore>) -> Option<Vec<i64>> {
+        let snapshot = store.usable().await?;
+        let is_revoked = |id: &i64| {
+            let kind = LoginKind::Admin { read_only: true };
+            let login = Login { id: *id, ..Login::for_tests("alice", kind) };
+            store.changes.validity(snapshot.since, &login) == Validity::Changed
+        };
+        Some((1..=3).filter(is_revoked).collect())
+    }
+
+    #[tokio::test]
+    async fn what_was_heard_counts_at_once_and_in_the_process_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = node(&folder);
+        hear(&first, &DirectoryChange::Login(3));
+        first.mark_pending().await;
+        write(&first);
+        assert_eq!(revoked(&first).await, Some(vec![]), "it was read after that");
+        hear(&first, &DirectoryChange::Login(1));
+        assert_eq!(revoked(&first).await, Some(vec![1]), "before it is written");
+        first.mark_pending().await;
+        hear(&first, &DirectoryChange::Login(2));
+        first.mark_pending().await;
+        assert_eq!(revoked(&first).await, Some(vec![1, 2]));
+
+        let second = node(&folder);
+        assert_eq!(revoked(&second).await, Some(vec![1, 2]));
+
+        hear(&second, &DirectoryChange::Login(3));
+        second.mark_pending().await;
+        assert!(
+            !folder.path().join("snapshot").exists(),
+            "it did not write the file, and cannot append to it"
+        );
+        assert_eq!(revoked(&node(&folder)).await, None);
+    }
 
     #[test]
     fn more_changes_than_are_kept_are_remembered_as_such() {
