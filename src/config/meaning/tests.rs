@@ -173,6 +173,21 @@ fn no_problem_quotes_a_password() {
     assert_eq!(config.central.password.unwrap().expose_secret(), "hunter2");
 }
 
+#[test]
+fn a_process_is_taken_over_at_a_place_that_its_configuration_gives() {
+    let place = |text: &str| read_with(&format!("{text}\n{CENTRAL}"), &[]).unwrap().takeover_socket;
+    let default = |path: &str| TakeoverSocket::Default(path.into());
+    assert_eq!(place(""), default("/etc/pglobby/.proxy.6432.takeover"));
+    let in_folder = "unix_socket_dir = \"/run/pglobby\"\nlisten_port = 5432";
+    assert_eq!(place(in_folder), default("/run/pglobby/.pglobby.5432.takeover"));
+    assert_eq!(place("takeover_socket = \"off\""), TakeoverSocket::Off);
+    assert_eq!(place("takeover_socket = \"/run/t\""), TakeoverSocket::Path("/run/t".into()));
+    let long = format!("takeover_socket = \"/{}\"", "x".repeat(UNIX_SOCKET_PATH_BYTES_MAX));
+    assert!(problems(&format!("{long}\n{CENTRAL}"))[0].contains("takeover_socket is too long"));
+    let deep = format!("unix_socket_dir = \"/{}\"", "x".repeat(85));
+    assert_eq!(place(&deep), TakeoverSocket::Off);
+}
+
 /// `#key = value`, without a space, is a default; `# text` is prose.
 fn with_defaults_uncommented() -> String {
     let is_default = |line: &str| {

@@ -58,7 +58,7 @@ impl Relay {
 
     /// Whether the session moves now, with messages that no server has got.
     pub(super) fn takes_inbox_along(&self, reason: &ClientError) -> bool {
-        *reason == ClientError::Replaced && self.server.is_none()
+        *reason == ClientError::Replaced && self.server.is_none() && self.session.may_pass_client_on()
     }
 
     /// A server that is kept only because it has advanced a sequence goes back. `false`: it is kept for
@@ -128,6 +128,10 @@ impl ClientSession {
                 true
             }
         }
+    }
+
+    fn may_pass_client_on(&self) -> bool {
+        !self.client.is_tls() || self.proxy.config.load().timeouts.takeover_tls.is_some()
     }
 
     /// The connection for the other process. `None`: there is none.
