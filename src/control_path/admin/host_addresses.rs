@@ -67,7 +67,7 @@ pub async fn store(
 ///
 /// # Errors
 /// What is wrong with the row, in words.
-pub fn of_row(row: &impl Columns) -> Result<Vec<HostAddress>, String> {
+pub(in crate::control_path) fn of_row(row: &impl Columns) -> Result<Vec<HostAddress>, String> {
     let port = u16::try_from(row.column::<i32>("port")?).map_err(|_| "a port beyond 65535")?;
     let first = HostAddress::of(row.column("address")?, port);
     let more: Option<Vec<&str>> = row.column("more_addresses")?;

@@ -7,7 +7,7 @@
 //! While the central database does not answer, the cache and then the snapshot (`snapshot/`) are used.
 
 mod cache;
-pub mod columns;
+pub(in crate::control_path) mod columns;
 mod invalidation;
 mod lookup_limit;
 mod response_pace;
