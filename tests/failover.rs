@@ -361,7 +361,7 @@ async fn a_client_that_waits_too_long_for_its_host_is_told_why() {
 /// not repeated.
 #[tokio::test]
 async fn a_statement_that_its_server_has_not_read_is_answered_by_another_one() {
-    let builder = Proxy::with_tenant("acme").pool_size(2).config("log.level", "\"debug\"");
+    let builder = Proxy::with_tenant("acme").pool_size(1).config("log.level", "\"debug\"");
     let proxy = builder.start().await;
     proxy.client("acme").run("CREATE TABLE t (x int)").then_leave().await;
     let mut client = proxy.wire("acme").await;

@@ -77,7 +77,8 @@ async fn a_request_of_any_length_that_waited_in_vain_is_refused_whole_and_the_se
 
 #[tokio::test]
 async fn a_request_of_any_length_to_a_host_that_is_down_is_refused_whole_and_the_session_goes_on() {
-    let mut proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let builder = Proxy::with_tenant("acme").pool_size(1).config("hold_during_outage", "false");
+    let mut proxy = builder.start().await;
     let mut client = proxy.wire("acme").await;
     client.query("SELECT 1").await;
     client.query("SELECT 1").await;
