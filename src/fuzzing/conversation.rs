@@ -426,7 +426,7 @@ impl<'b> Conversation<'b> {
                 return Err(Over);
             }
             assert!(taken.is_ok(), "{taken:?}");
-            if taken.is_ok_and(|events| events.fatal) {
+            if taken.is_ok_and(|events| events.fatal > 0) {
                 return Err(Over);
             }
             session.received.extend_from_slice(out.finish());

@@ -115,8 +115,8 @@ pub struct ChunkEvents {
     pub ready: u32,
     /// The last of them ended a transaction.
     pub transaction_ended: bool,
-    /// The server is about to close the connection.
-    pub fatal: bool,
+    /// Bytes of the server's last message, a FATAL error, behind which it closes the connection; 0: there was none.
+    pub fatal: usize,
     /// Errors that the client gets.
     pub errors: u32,
     /// Settings that the server refused, and that the session has lost.
@@ -441,7 +441,7 @@ impl ServerSide {
         out: &mut Outgoing<'_>,
     ) -> Result<bool, ExchangeError> {
         if is_fatal(bytes) {
-            events.fatal = true;
+            events.fatal = bytes.len();
             return Ok(true);
         }
         let Self { replies, statements, settings_answer, applied, .. } = self;

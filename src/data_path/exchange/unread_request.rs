@@ -78,6 +78,13 @@ pub fn is_only_shutdown(said: &[u8]) -> bool {
     message.first() == Some(&b'E') && is_fatal(message) && error_field(message, b'C') == Some(b"57P01")
 }
 
+/// What a server has said in front of its last words, which are these bytes' last `length`, if an administrator ends it.
+#[cold]
+pub fn before_shutdown(said: &[u8], length: usize) -> Option<&[u8]> {
+    let (reply, last_words) = said.split_at_checked(said.len().checked_sub(length)?)?;
+    is_only_shutdown(last_words).then_some(reply)
+}
+
 /// The first message of these bytes, and what follows it.
 fn first_message(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (_, length) = header(bytes).ok().flatten()?;
@@ -170,6 +177,11 @@ mod tests {
         };
         let last = error("FATAL", "57P01");
         assert!(is_only_shutdown(&last));
+        assert_eq!(before_shutdown(&last, last.len()), Some(&[][..]));
+        let behind = [b"rest of a reply", &last[..]].concat();
+        assert_eq!(before_shutdown(&behind, last.len()), Some(&b"rest of a reply"[..]));
+        assert_eq!(before_shutdown(&error("FATAL", "57P02"), last.len()), None);
+        assert_eq!(before_shutdown(&last, last.len() + 1), None);
         for said in [
             &error("ERROR", "57P01")[..],
             &error("FATAL", "57P05"),

@@ -328,13 +328,15 @@ impl Relay {
         if itself.get() {
             return Err(ClientError::AdminShutdown.into());
         }
-        let bytes = out.finish();
-        // Words behind the end of a reply go to the client with it.
-        if events.fatal && is_only_shutdown(chunk) && self.goes_on_without_server() {
-            return Ok(Poll::Ready(()));
+        let (mut bytes, mut is_ending) = (out.finish(), events.fatal > 0);
+        if is_ending && let Some(reply) = self.reply_before_shutdown(bytes, events.fatal) {
+            if reply.is_empty() && self.goes_on_without_server() {
+                return Ok(Poll::Ready(()));
+            }
+            (bytes, is_ending) = (reply, false);
         }
         let Some(server) = self.server.as_mut() else { return Ok(Poll::Pending) };
-        if !events.fatal {
+        if !is_ending {
             server.first_request.forget();
         } else if is_only_shutdown(chunk)
             && server.first_request.is_repeatable()
@@ -362,7 +364,7 @@ impl Relay {
         } else if let Err(error) = self.session.unsent.send(&mut self.session.client, cx, bytes) {
             return Err(SessionEnd::client_lost(Err(error)).into());
         }
-        if events.fatal {
+        if is_ending {
             return Err(SessionEnd::ServerClosed.into());
         }
         match self.count_events(events) {

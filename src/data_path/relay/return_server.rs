@@ -9,6 +9,7 @@ use super::{
     Relay, Step, acquire_server::ReplyWait, load_functions::load_then_give_back, session_end::SessionEnd,
 };
 use crate::data_path::{
+    exchange::unread_request::before_shutdown,
     pool::{
         PooledServer,
         pinned_sessions::{Reclaim, can_return},
@@ -84,16 +85,29 @@ impl Relay {
     /// goes on, as if it had returned it. `false`: the session ends with its server.
     #[cold]
     pub(super) fn goes_on_without_server(&mut self) -> bool {
+        let is_done = self.is_done_with_server();
+        if is_done {
+            drop(self.abandon_server());
+            self.session.handle.set_doing(Activity::Idle, self.pool.clock.now_ms());
+        }
+        is_done
+    }
+
+    /// Whether the session is between two transactions and has nothing on its server but values of sequences.
+    fn is_done_with_server(&self) -> bool {
         let Some(server) = self.server.as_ref() else { return false };
         let is_idle =
             server.side.replies.is_over() && self.held_reply.is_empty() && self.cancelling.is_none();
-        let is_free = Pins::SEQUENCES.contains(server.side.replies.pins());
-        if !is_idle || !is_free || !self.session.side.follows() {
-            return false;
-        }
-        drop(self.abandon_server());
-        self.session.handle.set_doing(Activity::Idle, self.pool.clock.now_ms());
-        true
+        is_idle && Pins::SEQUENCES.contains(server.side.replies.pins()) && self.session.side.follows()
+    }
+
+    /// The server has said its last words, the last `length` of these bytes. If they come behind the end of a reply, they
+    /// do not concern the session: returns the reply, and the server is not lent again. `None`: the session ends with it.
+    #[cold]
+    pub(super) fn reply_before_shutdown<'b>(&mut self, bytes: &'b [u8], length: usize) -> Option<&'b [u8]> {
+        let reply = before_shutdown(bytes, length).filter(|_| self.is_done_with_server())?;
+        self.server.as_mut()?.has_ended = true;
+        Some(reply)
     }
 
     /// The session goes on without its server, which has ended.

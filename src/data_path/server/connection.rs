@@ -85,6 +85,8 @@ pub struct Server {
     pub failed: bool,
     /// What its session has sent since it was borrowed, as long as it has not answered.
     pub first_request: FirstRequest,
+    /// It has said its last words.
+    pub has_ended: bool,
 }
 
 /// A row of an answer; `None` is NULL.
@@ -130,6 +132,7 @@ impl Server {
             notified: Vec::new(),
             failed: false,
             first_request: FirstRequest::default(),
+            has_ended: false,
         }
     }
 

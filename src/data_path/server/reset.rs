@@ -10,7 +10,7 @@ use super::connection::{AskError, Server};
 impl Server {
     /// Whether another session may have it as it is. The one check; if unsure, the caller closes the connection.
     pub fn is_reusable(&self) -> bool {
-        self.side.is_reusable() && self.unsent.is_empty() && self.notified.is_empty()
+        self.side.is_reusable() && self.unsent.is_empty() && self.notified.is_empty() && !self.has_ended
     }
 
     /// Rolls back an open transaction and runs DISCARD ALL. After an error, also where the session left
