@@ -305,14 +305,19 @@ async fn a_take_over_that_fails_changes_nothing() {
 
 #[tokio::test]
 async fn a_second_process_is_refused_and_told_who_listens() {
-    let proxy = Proxy::with_tenant("acme").start().await;
+    let mut proxy = Proxy::with_tenant("acme").start().await;
     let place = asking_place(&proxy);
     assert_eq!(place.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 
-    let same = proxy.command_with(&["serve"], "");
-    let words = String::from_utf8_lossy(&same.stderr).into_owned();
-    let expected = format!("process {} serves this configuration already", proxy.pid());
-    assert!(!same.status.success() && words.contains(&expected), "{words}");
+    for taken_over in [false, true] {
+        if taken_over {
+            assert!(proxy.take_over().await.ended().await.success());
+        }
+        let same = proxy.command_with(&["serve"], "");
+        let words = String::from_utf8_lossy(&same.stderr).into_owned();
+        let expected = format!("process {} serves this configuration already", proxy.pid());
+        assert!(!same.status.success() && words.contains(&expected), "{words}");
+    }
 
     // Another installation.
     proxy.set_config("takeover_socket", &format!("{:?}", proxy.folder().join("other")));

@@ -10,7 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tracing::debug;
+
 use super::inherited_sockets::InheritedSockets;
+
+/// Clients in the kernel's queue at most; the kernel has a limit of its own.
+const BACKLOG: i32 = i32::MAX;
 
 /// A listening Unix socket.
 #[derive(Debug)]
@@ -35,6 +40,10 @@ impl UnixSocket {
     /// This is now the only process that listens there.
     pub fn own_file(&mut self) {
         self.owns_file = true;
+        // Whoever connects is told the process that has called `listen` last.
+        if let Err(error) = rustix::net::listen(&self.listener, BACKLOG) {
+            debug!(path = %self.path.display(), %error, "cannot listen again on a socket that was taken over");
+        }
     }
 
     /// Another process listens there from now on.
